@@ -1,0 +1,12 @@
+//! Ids, units, clock and error codes that every layer shares. No I/O, no async.
+
+mod clock;
+mod error;
+mod units;
+
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use error::ErrorCode;
+pub use units::{human_bytes, human_count, human_duration};
+
+/// A token of a vocabulary.
+pub type TokenId = u32;

@@ -1,0 +1,2 @@
+//! The `deephold` binary.
+fn main() {}
