@@ -1,0 +1,221 @@
+//! Taking blocks apart, and the exact values they stand for.
+
+use half::{bf16, f16};
+
+use crate::{DType, QuantError, f8e4m3_to_f32};
+
+/// Values of the 4-bit codes of IQ4_NL and IQ4_XS.
+pub const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// A block taken apart: element i of group g is `(d * scales[g]) * codes[i] - dmin * mins[g]`.
+///
+/// The products are rounded in this order, which is ggml's. A group is `len / groups` elements.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Integer codes, offsets already subtracted (so signed).
+    pub codes: [i8; 256],
+    /// Factor of each group.
+    pub scales: [i8; 16],
+    /// Offset of each group, in units of `dmin`.
+    pub mins: [u8; 16],
+    /// Factor of all groups.
+    pub d: f32,
+    /// Factor of all offsets; 0 where the format has none.
+    pub dmin: f32,
+    /// Elements: 32 or 256.
+    pub len: usize,
+    /// Groups: 1, 8 or 16.
+    pub groups: usize,
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self { codes: [0; 256], scales: [1; 16], mins: [0; 16], d: 0.0, dmin: 0.0, len: 32, groups: 1 }
+    }
+}
+
+fn f16_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// Takes one quantized block apart; `false` if the type is not a block type or the size is wrong.
+pub fn unpack_block(dtype: DType, bytes: &[u8], block: &mut Block) -> bool {
+    if !dtype.is_quantized() || bytes.len() != dtype.block_bytes() {
+        return false;
+    }
+    block.len = dtype.block_len();
+    block.groups = match dtype {
+        DType::Q2K | DType::Q3K | DType::Q6K => 16,
+        DType::Q4K | DType::Q5K | DType::IQ4XS => 8,
+        _ => 1,
+    };
+    block.scales = [1; 16];
+    block.mins = [0; 16];
+    block.dmin = 0.0;
+    match dtype {
+        DType::Q2K => unpack_q2k(bytes, block),
+        DType::Q3K => unpack_q3k(bytes, block),
+        DType::Q4K => unpack_q4k(bytes, &bytes[16..144], None, block),
+        DType::Q5K => unpack_q4k(bytes, &bytes[48..176], Some(&bytes[16..48]), block),
+        DType::Q6K => unpack_q6k(bytes, block),
+        DType::IQ4XS => unpack_iq4xs(bytes, block),
+        _ => unpack_small(dtype, bytes, block),
+    }
+    true
+}
+
+/// The formats of 32 elements.
+fn unpack_small(dtype: DType, bytes: &[u8], block: &mut Block) {
+    block.d = f16_at(bytes, 0);
+    if matches!(dtype, DType::Q4_1 | DType::Q5_1) {
+        // d * q + m is d * q - dmin * 1 with dmin = -m, to the bit.
+        block.dmin = -f16_at(bytes, 2);
+        block.mins[0] = 1;
+    }
+    if dtype == DType::Q8_0 {
+        for (code, &byte) in block.codes.iter_mut().zip(&bytes[2..]) {
+            *code = byte as i8;
+        }
+        return;
+    }
+    let nibbles = &bytes[bytes.len() - 16..];
+    let high = match dtype {
+        DType::Q5_0 | DType::Q5_1 => {
+            let at = bytes.len() - 20;
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        }
+        _ => 0,
+    };
+    for i in 0..32 {
+        let nibble = if i < 16 { nibbles[i] & 15 } else { nibbles[i - 16] >> 4 };
+        let code = (nibble | ((high >> i & 1) as u8) << 4) as i8;
+        block.codes[i] = match dtype {
+            DType::Q4_0 => code - 8,
+            DType::Q5_0 => code - 16,
+            DType::IQ4NL => IQ4_VALUES[nibble as usize],
+            _ => code,
+        };
+    }
+}
+
+fn unpack_q2k(bytes: &[u8], block: &mut Block) {
+    (block.d, block.dmin) = (f16_at(bytes, 80), f16_at(bytes, 82));
+    for g in 0..16 {
+        block.scales[g] = (bytes[g] & 15) as i8;
+        block.mins[g] = bytes[g] >> 4;
+    }
+    for (i, code) in block.codes.iter_mut().enumerate() {
+        let (half, plane, at) = (i / 128, i / 32 % 4, i % 32);
+        *code = (bytes[16 + half * 32 + at] >> (2 * plane) & 3) as i8;
+    }
+}
+
+fn unpack_q3k(bytes: &[u8], block: &mut Block) {
+    let (hmask, qs, scales) = (&bytes[..32], &bytes[32..96], &bytes[96..108]);
+    block.d = f16_at(bytes, 108);
+    for g in 0..16 {
+        let low = scales[g % 8] >> (4 * (g / 8)) & 15;
+        let high = scales[8 + g % 4] >> (2 * (g / 4)) & 3;
+        block.scales[g] = (low | high << 4) as i8 - 32;
+    }
+    for (i, code) in block.codes.iter_mut().enumerate() {
+        let (half, plane, at) = (i / 128, i / 32 % 4, i % 32);
+        let low = (qs[half * 32 + at] >> (2 * plane) & 3) as i8;
+        let high = hmask[at] >> (i / 32) & 1;
+        *code = if high == 1 { low } else { low - 4 };
+    }
+}
+
+fn unpack_q4k(bytes: &[u8], qs: &[u8], qh: Option<&[u8]>, block: &mut Block) {
+    (block.d, block.dmin) = (f16_at(bytes, 0), f16_at(bytes, 2));
+    let scales = &bytes[4..16];
+    for g in 0..4 {
+        block.scales[g] = (scales[g] & 63) as i8;
+        block.mins[g] = scales[g + 4] & 63;
+        block.scales[g + 4] = (scales[g + 8] & 15 | scales[g] >> 6 << 4) as i8;
+        block.mins[g + 4] = scales[g + 8] >> 4 | scales[g + 4] >> 6 << 4;
+    }
+    for (i, code) in block.codes.iter_mut().enumerate() {
+        let (group, at) = (i / 32, i % 32);
+        let low = qs[group / 2 * 32 + at] >> (4 * (group % 2)) & 15;
+        let high = qh.map_or(0, |qh| qh[at] >> group & 1);
+        *code = (low | high << 4) as i8;
+    }
+}
+
+fn unpack_q6k(bytes: &[u8], block: &mut Block) {
+    let (ql, qh) = (&bytes[..128], &bytes[128..192]);
+    block.d = f16_at(bytes, 208);
+    for g in 0..16 {
+        block.scales[g] = bytes[192 + g] as i8;
+    }
+    for (i, code) in block.codes.iter_mut().enumerate() {
+        let (half, plane, at) = (i / 128, i / 32 % 4, i % 32);
+        let low = ql[half * 64 + plane % 2 * 32 + at] >> (4 * (plane / 2)) & 15;
+        let high = qh[half * 32 + at] >> (2 * plane) & 3;
+        *code = (low | high << 4) as i8 - 32;
+    }
+}
+
+fn unpack_iq4xs(bytes: &[u8], block: &mut Block) {
+    block.d = f16_at(bytes, 0);
+    let high = u16::from_le_bytes([bytes[2], bytes[3]]);
+    for g in 0..8 {
+        let low = bytes[4 + g / 2] >> (4 * (g % 2)) & 15;
+        block.scales[g] = (low | ((high >> (2 * g) & 3) as u8) << 4) as i8 - 32;
+    }
+    for (i, code) in block.codes.iter_mut().enumerate() {
+        let (group, at) = (i / 32, i % 32);
+        let nibble = bytes[8 + group * 16 + at % 16] >> (4 * (at / 16)) & 15;
+        *code = IQ4_VALUES[nibble as usize];
+    }
+}
+
+impl Block {
+    /// Writes the `len` values of the block.
+    pub fn values(&self, out: &mut [f32]) {
+        let group_len = self.len / self.groups;
+        for (g, group) in out[..self.len].chunks_exact_mut(group_len).enumerate() {
+            let scale = self.d * f32::from(self.scales[g]);
+            let min = self.dmin * f32::from(self.mins[g]);
+            let codes = &self.codes[g * group_len..];
+            if self.dmin.to_bits() == 0 {
+                group.iter_mut().zip(codes).for_each(|(y, &q)| *y = scale * f32::from(q));
+            } else {
+                group.iter_mut().zip(codes).for_each(|(y, &q)| *y = scale * f32::from(q) - min);
+            }
+        }
+    }
+}
+
+/// Values of `out.len()` elements stored in `bytes`, exactly as the format defines them.
+///
+/// # Errors
+/// The sizes disagree, or the type is an integer type.
+pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), QuantError> {
+    if dtype.bytes_for(out.len()) != Some(bytes.len()) {
+        return Err(QuantError::Size { dtype, elements: out.len(), bytes: bytes.len() });
+    }
+    fn each<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) {
+        for (y, chunk) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+            *y = f(*chunk);
+        }
+    }
+    match dtype {
+        DType::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
+        DType::F32 => each(bytes, out, f32::from_le_bytes),
+        DType::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+        DType::BF16 => each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+        DType::F8E4M3 => each(bytes, out, |[b]| f8e4m3_to_f32(b)),
+        _ if dtype.is_quantized() => {
+            let mut block = Block::default();
+            for (y, b) in out.chunks_exact_mut(dtype.block_len()).zip(bytes.chunks_exact(dtype.block_bytes()))
+            {
+                unpack_block(dtype, b, &mut block);
+                block.values(y);
+            }
+        }
+        _ => return Err(QuantError::Unsupported { dtype }),
+    }
+    Ok(())
+}
