@@ -293,8 +293,8 @@ fn encode_q2k(x: &[f32], out: &mut [u8]) {
         let scale = (fits[g] * inverse(d)).round().clamp(0.0, 15.0) as u8;
         let min = (mins[g] * inverse(dmin)).round().clamp(0.0, 15.0) as u8;
         out[g] = scale | min << 4;
-        for i in g * 16..g * 16 + 16 {
-            let code = offset_code(x[i], d * f32::from(scale), dmin * f32::from(min), 3.0);
+        for (i, &v) in x.iter().enumerate().skip(g * 16).take(16) {
+            let code = offset_code(v, d * f32::from(scale), dmin * f32::from(min), 3.0);
             out[16 + i / 128 * 32 + i % 32] |= code << (2 * (i / 32 % 4));
         }
     }
@@ -310,8 +310,8 @@ fn encode_q3k(x: &[f32], out: &mut [u8]) {
         out[96 + g % 8] |= (stored & 15) << (4 * (g / 8));
         out[104 + g % 4] |= (stored >> 4) << (2 * (g / 4));
         let inv = inverse(d * scale);
-        for i in g * 16..g * 16 + 16 {
-            let code = ((x[i] * inv).round().clamp(-4.0, 3.0) + 4.0) as u8;
+        for (i, &v) in x.iter().enumerate().skip(g * 16).take(16) {
+            let code = ((v * inv).round().clamp(-4.0, 3.0) + 4.0) as u8;
             out[32 + i / 128 * 32 + i % 32] |= (code & 3) << (2 * (i / 32 % 4));
             out[i % 32] |= (code >> 2) << (i / 32);
         }
@@ -326,8 +326,8 @@ fn encode_q6k(x: &[f32], out: &mut [u8]) {
         let scale = (fits[g] * inverse(d)).round().clamp(-128.0, 127.0);
         out[192 + g] = scale as i8 as u8;
         let inv = inverse(d * scale);
-        for i in g * 16..g * 16 + 16 {
-            let code = ((x[i] * inv).round().clamp(-32.0, 31.0) + 32.0) as u8;
+        for (i, &v) in x.iter().enumerate().skip(g * 16).take(16) {
+            let code = ((v * inv).round().clamp(-32.0, 31.0) + 32.0) as u8;
             let (half, plane, at) = (i / 128, i / 32 % 4, i % 32);
             out[half * 64 + plane % 2 * 32 + at] |= (code & 15) << (4 * (plane / 2));
             out[128 + half * 32 + at] |= (code >> 4) << (2 * plane);

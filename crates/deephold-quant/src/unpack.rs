@@ -100,9 +100,9 @@ fn unpack_small(dtype: DType, bytes: &[u8], block: &mut Block) {
 
 fn unpack_q2k(bytes: &[u8], block: &mut Block) {
     (block.d, block.dmin) = (f16_at(bytes, 80), f16_at(bytes, 82));
-    for g in 0..16 {
-        block.scales[g] = (bytes[g] & 15) as i8;
-        block.mins[g] = bytes[g] >> 4;
+    for (g, byte) in bytes[..16].iter().enumerate() {
+        block.scales[g] = (byte & 15) as i8;
+        block.mins[g] = byte >> 4;
     }
     for (i, code) in block.codes.iter_mut().enumerate() {
         let (half, plane, at) = (i / 128, i / 32 % 4, i % 32);

@@ -1,0 +1,144 @@
+//! Activations as int8: `x ~ d * q`, d shared by 32 or 256 elements, q in -127..=127.
+
+use crate::{Isa, ThreadPool};
+
+/// How many elements share a scale.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ActKind {
+    /// 32, for layouts of 32-element blocks.
+    B32,
+    /// 256, for layouts of 256-element blocks.
+    K256,
+}
+
+/// Rounded activations [rows, k] with the sums that kernels need.
+pub(crate) struct QuantAct {
+    pub(super) kind: ActKind,
+    pub(super) rows: usize,
+    pub(super) k: usize,
+    /// Scale of each block, [rows, blocks].
+    pub(super) d: Vec<f32>,
+    /// Codes, [rows, k].
+    pub(super) q: Vec<i8>,
+    /// B32: the codes as i16, the middle two of each four exchanged, [rows, k].
+    pub(super) q16: Vec<i16>,
+    /// Sums of 32 codes, [rows, k / 32].
+    pub(super) sums32: Vec<i16>,
+    /// K256: sums of 16 codes, [rows, k / 16].
+    pub(super) sums16: Vec<i16>,
+    /// K256: -32 times the sums over 16 codes of the first two, and the last two, of each four, [rows, k / 16, 2].
+    pub(super) center: Vec<i16>,
+}
+
+/// One row's part of every array.
+struct RowOut<'a> {
+    d: &'a mut [f32],
+    q: &'a mut [i8],
+    q16: &'a mut [i16],
+    sums32: &'a mut [i16],
+    sums16: &'a mut [i16],
+    center: &'a mut [i16],
+}
+
+impl QuantAct {
+    /// Rounds `x`, [rows, k]; a block with NaN or an infinity gets the scale NaN, so that its products are NaN.
+    pub(crate) fn new(pool: &ThreadPool, isa: Isa, kind: ActKind, x: &[f32], rows: usize, k: usize) -> Self {
+        assert_eq!(x.len(), rows * k, "activations of another shape");
+        let b32 = kind == ActKind::B32;
+        let block = if b32 { 32 } else { 256 };
+        assert!(k.is_multiple_of(block), "a row must be whole blocks of {block}");
+        let extra = if b32 { 0 } else { x.len() / 16 };
+        let mut act = Self {
+            kind,
+            rows,
+            k,
+            d: vec![0.0; x.len() / block],
+            q: vec![0; x.len()],
+            q16: vec![0; if b32 { x.len() } else { 0 }],
+            sums32: vec![0; x.len() / 32],
+            sums16: vec![0; extra],
+            center: vec![0; 2 * extra],
+        };
+        if rows == 0 || k == 0 {
+            return act;
+        }
+        // Chunks of rows, each array cut alike; a task locks its own chunk only.
+        let chunk = rows.div_ceil(4 * pool.threads());
+        let cut = |len: usize| (len / rows * chunk).max(1);
+        let mut q16 = act.q16.chunks_mut(cut(if b32 { x.len() } else { 0 }));
+        let mut sums16 = act.sums16.chunks_mut(cut(extra));
+        let mut center = act.center.chunks_mut(cut(2 * extra));
+        let mut tasks = Vec::new();
+        let rest = act.d.chunks_mut(cut(x.len() / block)).zip(act.q.chunks_mut(cut(x.len())));
+        for ((d, q), sums32) in rest.zip(act.sums32.chunks_mut(cut(x.len() / 32))) {
+            let (q16, sums16, center) = (
+                q16.next().unwrap_or_default(),
+                sums16.next().unwrap_or_default(),
+                center.next().unwrap_or_default(),
+            );
+            tasks.push(std::sync::Mutex::new(RowOut { d, q, q16, sums32, sums16, center }));
+        }
+        pool.run(tasks.len(), &|task, _| {
+            let mut out = tasks[task].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let x = &x[task * chunk * k..][..out.q.len()];
+            round(isa, block, x, &mut out);
+        });
+        drop(tasks);
+        act
+    }
+}
+
+fn round(isa: Isa, block: usize, x: &[f32], out: &mut RowOut<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(isa, Isa::Avx2 | Isa::Avx512) {
+        // SAFETY: `Ops` takes only an available set; AVX-512 machines have AVX2.
+        return unsafe { round_avx2(block, x, out) };
+    }
+    let _ = isa;
+    round_plain(block, x, out);
+}
+
+/// The plain loops, compiled for AVX2: the compiler vectorizes them, with the same bits.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn round_avx2(block: usize, x: &[f32], out: &mut RowOut<'_>) {
+    round_plain(block, x, out);
+}
+
+#[inline(always)]
+fn round_plain(block: usize, x: &[f32], out: &mut RowOut<'_>) {
+    for (b, (x, q)) in x.chunks_exact(block).zip(out.q.chunks_exact_mut(block)).enumerate() {
+        // Magnitudes compare like their bits, and NaN is above infinity.
+        let top = x.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
+        let max = f32::from_bits(top);
+        // Below this the inverse would overflow; such activations are zero to any later sum.
+        let usable = max.is_finite() && max > 1e-35;
+        let inv = if usable { 127.0 / max } else { 0.0 };
+        out.d[b] = if usable { max / 127.0 } else { max * 0.0 };
+        if usable {
+            for (q, v) in q.iter_mut().zip(x) {
+                // SAFETY: |v * inv| is at most 127 and a little.
+                *q = unsafe { (v * inv).round_ties_even().to_int_unchecked::<i32>() } as i8;
+            }
+        } else {
+            q.fill(0);
+        }
+    }
+    for (s, q) in out.sums32.iter_mut().zip(out.q.chunks_exact(32)) {
+        *s = q.iter().map(|&v| i16::from(v)).sum();
+    }
+    for (q16, q) in out.q16.chunks_exact_mut(4).zip(out.q.chunks_exact(4)) {
+        q16.copy_from_slice(&[q[0].into(), q[2].into(), q[1].into(), q[3].into()]);
+    }
+    let groups = out.sums16.iter_mut().zip(out.center.chunks_exact_mut(2)).zip(out.q.chunks_exact(16));
+    for ((s, center), q) in groups {
+        let (mut first, mut last) = (0i16, 0i16);
+        for q in q.chunks_exact(4) {
+            first += i16::from(q[0]) + i16::from(q[1]);
+            last += i16::from(q[2]) + i16::from(q[3]);
+        }
+        *s = first + last;
+        // At most 32 * 8 * 127 = 32512 in magnitude.
+        (center[0], center[1]) = (-32 * first, -32 * last);
+    }
+}

@@ -1,0 +1,329 @@
+//! AVX2: unsigned codes against signed activations by `maddubs`, 16-bit sums as long as they are exact.
+//!
+//! `maddubs` adds two products u8 * i8 in 16 bits and saturates; with codes <= 63 and |q| <= 127 a pair is at most
+//! 16002, so it never does. Per layout, a lane's 16-bit sum over one group is at most
+//! - K4, B4: 16 products of 15 * 127: 30480;
+//! - K6: 8 products of (code - 32) * q, at most 8 * 32 * 127 = 32512. The sum starts at -32 times the activations
+//!   (`center`); steps in between may wrap, the end is exact because it is in range;
+//! - K6M: 8 products of 31 * 127: 31496 (its formats have 5-bit codes at most).
+//!
+//! One `madd` then multiplies by the group's scale (twice in a lane) and adds the halves in 32 bits: at most
+//! 8 * 2 * 30480 * 63 for K4 and 16 * 2 * 32512 * 128 for K6, below 2^31. B8 has signed 8-bit codes: they are taken
+//! apart into even and odd i16 by shifts and multiplied by `madd` with 16-bit activations, exact for -128 too.
+
+use std::arch::x86_64::*;
+
+use super::{Layout, PANEL, QuantAct};
+
+/// Bytes ahead of the current line that are asked for; the hardware's own prefetch stops at page ends.
+const AHEAD: usize = 2048;
+
+/// y[i] = the panel's 16 outputs for activation row `rows[i]`; 4 rows or 1.
+///
+/// # Safety
+/// The machine has AVX2, FMA and F16C; `panel` is whole blocks for `act.k`, and `rows` are below `act.rows`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn tile(
+    layout: Layout,
+    panel: &[u8],
+    act: &QuantAct,
+    rows: &[usize],
+    y: &mut [[f32; PANEL]],
+) {
+    debug_assert_eq!(panel.len(), act.k / layout.block_len() * layout.block_bytes());
+    // SAFETY: the caller's promise is handed on.
+    unsafe {
+        match (rows.len(), layout) {
+            (4, Layout::B8) => b8::<4>(panel, act, rows, y),
+            (4, Layout::B4) => b4::<4>(panel, act, rows, y),
+            (4, Layout::K4) => k4::<4>(panel, act, rows, y),
+            (4, Layout::K6) => k6::<4, false>(panel, act, rows, y),
+            (4, Layout::K6M) => k6::<4, true>(panel, act, rows, y),
+            (_, Layout::B8) => b8::<1>(panel, act, rows, y),
+            (_, Layout::B4) => b4::<1>(panel, act, rows, y),
+            (_, Layout::K4) => k4::<1>(panel, act, rows, y),
+            (_, Layout::K6) => k6::<1, false>(panel, act, rows, y),
+            (_, Layout::K6M) => k6::<1, true>(panel, act, rows, y),
+        }
+    }
+}
+
+/// Four bytes in every lane.
+#[inline(always)]
+unsafe fn quad<E>(p: *const E) -> __m256i {
+    // SAFETY: the caller points at 4 readable bytes; AVX2 is the kernels' own promise.
+    unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+}
+
+#[inline(always)]
+unsafe fn load(p: *const u8) -> __m256i {
+    // SAFETY: the caller points at 32 readable bytes.
+    unsafe { _mm256_loadu_si256(p.cast()) }
+}
+
+/// Eight f16.
+#[inline(always)]
+unsafe fn halves(p: *const u8) -> __m256 {
+    // SAFETY: the caller points at 16 readable bytes.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+}
+
+#[inline(always)]
+unsafe fn ask_for(p: *const u8) {
+    // SAFETY: a prefetch touches nothing; the address may be anywhere.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD).cast()) }
+}
+
+/// acc + f32(sum) * (dx * d)
+#[inline(always)]
+unsafe fn add_scaled(acc: __m256, dx: f32, d: __m256, sum: __m256i) -> __m256 {
+    // SAFETY: arithmetic on registers only.
+    unsafe { _mm256_fmadd_ps(_mm256_mul_ps(_mm256_set1_ps(dx), d), _mm256_cvtepi32_ps(sum), acc) }
+}
+
+#[inline(always)]
+unsafe fn store<const T: usize>(acc: [[__m256; 2]; T], y: &mut [[f32; PANEL]]) {
+    for (acc, y) in acc.iter().zip(y) {
+        // SAFETY: a row of `y` is 16 f32.
+        unsafe {
+            _mm256_storeu_ps(y.as_mut_ptr(), acc[0]);
+            _mm256_storeu_ps(y.as_mut_ptr().add(8), acc[1]);
+        }
+    }
+}
+
+/// Per tile row: pointer to the row's part of an array with `per_row` elements a row.
+#[inline(always)]
+fn row_ptrs<const T: usize, E>(array: &[E], per_row: usize, rows: &[usize]) -> [*const E; T] {
+    std::array::from_fn(|t| array[rows[t] * per_row..][..per_row].as_ptr())
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn k4<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
+    let blocks = act.k / 256;
+    let q = row_ptrs::<T, _>(&act.q, act.k, rows);
+    let sums = row_ptrs::<T, _>(&act.sums32, act.k / 32, rows);
+    let dx = row_ptrs::<T, _>(&act.d, blocks, rows);
+    let mut acc = [[_mm256_setzero_ps(); 2]; T];
+    let low = _mm256_set1_epi8(15);
+    for b in 0..blocks {
+        // SAFETY: all offsets stay within block b of the panel (2368 bytes) and of the rows (256 codes).
+        unsafe {
+            let p = panel.as_ptr().add(b * 2368);
+            for h in 0..2 {
+                let mut sum = [_mm256_setzero_si256(); T];
+                for g in 0..8 {
+                    let mut part = [_mm256_setzero_si256(); T];
+                    for l in 0..4 {
+                        let line = p.add((g * 4 + l) * 64 + h * 32);
+                        if T == 1 && h == 0 {
+                            ask_for(line);
+                        }
+                        let codes = load(line);
+                        let first = _mm256_and_si256(codes, low);
+                        let second = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
+                        for t in 0..T {
+                            let x = q[t].add(b * 256 + g * 32 + l * 8);
+                            part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(first, quad(x)));
+                            part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(second, quad(x.add(4))));
+                        }
+                    }
+                    let scale = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(2048 + g * 16 + h * 8).cast()));
+                    let scale = _mm256_or_si256(scale, _mm256_slli_epi32::<16>(scale));
+                    for t in 0..T {
+                        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(part[t], scale));
+                    }
+                }
+                let mut min_sum = [_mm256_setzero_si256(); T];
+                for pair in 0..4 {
+                    let min = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.add(2176 + pair * 32 + h * 16).cast()));
+                    for t in 0..T {
+                        let x = quad(sums[t].add(b * 8 + pair * 2));
+                        min_sum[t] = _mm256_add_epi32(min_sum[t], _mm256_madd_epi16(min, x));
+                    }
+                }
+                let (d, dmin) = (halves(p.add(2304 + h * 16)), halves(p.add(2336 + h * 16)));
+                for t in 0..T {
+                    let dx = *dx[t].add(b);
+                    acc[t][h] = add_scaled(acc[t][h], dx, d, sum[t]);
+                    acc[t][h] = add_scaled(acc[t][h], -dx, dmin, min_sum[t]);
+                }
+            }
+        }
+    }
+    // SAFETY: `y` has T rows.
+    unsafe { store(acc, y) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn k6<const T: usize, const MINS: bool>(
+    panel: &[u8],
+    act: &QuantAct,
+    rows: &[usize],
+    y: &mut [[f32; PANEL]],
+) {
+    let blocks = act.k / 256;
+    let block_bytes = if MINS { 3648 } else { 3360 };
+    let q = row_ptrs::<T, _>(&act.q, act.k, rows);
+    let center = row_ptrs::<T, _>(&act.center, act.k / 8, rows);
+    let sums = row_ptrs::<T, _>(&act.sums16, act.k / 16, rows);
+    let dx = row_ptrs::<T, _>(&act.d, blocks, rows);
+    let mut acc = [[_mm256_setzero_ps(); 2]; T];
+    let (low, top) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+    for b in 0..blocks {
+        // SAFETY: all offsets stay within block b of the panel (`block_bytes`) and of the rows (256 codes).
+        unsafe {
+            let p = panel.as_ptr().add(b * block_bytes);
+            for h in 0..2 {
+                let mut sum = [_mm256_setzero_si256(); T];
+                for g in 0..16 {
+                    let (line, high) = (p.add(g * 128 + h * 32), p.add(2048 + g * 64 + h * 32));
+                    if T == 1 && h == 0 {
+                        ask_for(line);
+                        ask_for(line.add(64));
+                        ask_for(high);
+                    }
+                    let (l0, l1, bits) = (load(line), load(line.add(64)), load(high));
+                    let codes = [
+                        _mm256_or_si256(
+                            _mm256_and_si256(l0, low),
+                            _mm256_and_si256(_mm256_slli_epi16::<4>(bits), top),
+                        ),
+                        _mm256_or_si256(
+                            _mm256_and_si256(_mm256_srli_epi16::<4>(l0), low),
+                            _mm256_and_si256(_mm256_slli_epi16::<2>(bits), top),
+                        ),
+                        _mm256_or_si256(_mm256_and_si256(l1, low), _mm256_and_si256(bits, top)),
+                        _mm256_or_si256(
+                            _mm256_and_si256(_mm256_srli_epi16::<4>(l1), low),
+                            _mm256_and_si256(_mm256_srli_epi16::<2>(bits), top),
+                        ),
+                    ];
+                    let scale =
+                        _mm256_cvtepi8_epi16(_mm_loadl_epi64(p.add(3072 + g * 16 + h * 8).cast()).spread());
+                    for t in 0..T {
+                        let x = q[t].add(b * 256 + g * 16);
+                        let mut part =
+                            if MINS { _mm256_setzero_si256() } else { quad(center[t].add(b * 32 + g * 2)) };
+                        for (i, &code) in codes.iter().enumerate() {
+                            part = _mm256_add_epi16(part, _mm256_maddubs_epi16(code, quad(x.add(i * 4))));
+                        }
+                        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(part, scale));
+                    }
+                }
+                let d = halves(p.add(3328 + h * 16));
+                for t in 0..T {
+                    acc[t][h] = add_scaled(acc[t][h], *dx[t].add(b), d, sum[t]);
+                }
+                if MINS {
+                    let mut min_sum = [_mm256_setzero_si256(); T];
+                    for pair in 0..8 {
+                        let min =
+                            _mm256_cvtepu8_epi16(_mm_loadu_si128(p.add(3360 + pair * 32 + h * 16).cast()));
+                        for t in 0..T {
+                            let x = quad(sums[t].add(b * 16 + pair * 2));
+                            min_sum[t] = _mm256_add_epi32(min_sum[t], _mm256_madd_epi16(min, x));
+                        }
+                    }
+                    let dmin = halves(p.add(3616 + h * 16));
+                    for t in 0..T {
+                        acc[t][h] = add_scaled(acc[t][h], -*dx[t].add(b), dmin, min_sum[t]);
+                    }
+                }
+            }
+        }
+    }
+    // SAFETY: `y` has T rows.
+    unsafe { store(acc, y) }
+}
+
+/// Each of the low eight bytes twice.
+trait Spread {
+    fn spread(self) -> Self;
+}
+
+impl Spread for __m128i {
+    #[inline(always)]
+    fn spread(self) -> Self {
+        // SAFETY: SSE2 is part of x86-64.
+        unsafe { _mm_unpacklo_epi8(self, self) }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn b4<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
+    let blocks = act.k / 32;
+    let q = row_ptrs::<T, _>(&act.q, act.k, rows);
+    let sums = row_ptrs::<T, _>(&act.sums32, blocks, rows);
+    let dx = row_ptrs::<T, _>(&act.d, blocks, rows);
+    let mut acc = [[_mm256_setzero_ps(); 2]; T];
+    let (low, one) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+    for b in 0..blocks {
+        // SAFETY: all offsets stay within block b of the panel (288 bytes) and of the rows (32 codes).
+        unsafe {
+            let p = panel.as_ptr().add(b * 288);
+            for h in 0..2 {
+                let mut part = [_mm256_setzero_si256(); T];
+                for l in 0..4 {
+                    let line = p.add(l * 64 + h * 32);
+                    if T == 1 && h == 0 {
+                        ask_for(line);
+                    }
+                    let codes = load(line);
+                    let first = _mm256_and_si256(codes, low);
+                    let second = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
+                    for t in 0..T {
+                        let x = q[t].add(b * 32 + l * 8);
+                        part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(first, quad(x)));
+                        part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(second, quad(x.add(4))));
+                    }
+                }
+                let d = halves(p.add(256 + h * 16));
+                for t in 0..T {
+                    let offset = _mm256_set1_epi32(8 * i32::from(*sums[t].add(b)));
+                    let sum = _mm256_sub_epi32(_mm256_madd_epi16(part[t], one), offset);
+                    acc[t][h] = add_scaled(acc[t][h], *dx[t].add(b), d, sum);
+                }
+            }
+        }
+    }
+    // SAFETY: `y` has T rows.
+    unsafe { store(acc, y) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn b8<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
+    let blocks = act.k / 32;
+    let q = row_ptrs::<T, _>(&act.q16, act.k, rows);
+    let dx = row_ptrs::<T, _>(&act.d, blocks, rows);
+    let mut acc = [[_mm256_setzero_ps(); 2]; T];
+    for b in 0..blocks {
+        // SAFETY: all offsets stay within block b of the panel (544 bytes) and of the rows (32 codes).
+        unsafe {
+            let p = panel.as_ptr().add(b * 544);
+            for h in 0..2 {
+                let mut sum = [_mm256_setzero_si256(); T];
+                for l in 0..8 {
+                    let line = p.add(l * 64 + h * 32);
+                    if T == 1 && h == 0 {
+                        ask_for(line);
+                    }
+                    let codes = load(line);
+                    let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(codes));
+                    let odd = _mm256_srai_epi16::<8>(codes);
+                    for t in 0..T {
+                        let x = q[t].add(b * 32 + l * 4);
+                        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(even, quad(x)));
+                        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(odd, quad(x.add(2))));
+                    }
+                }
+                let d = halves(p.add(512 + h * 16));
+                for t in 0..T {
+                    acc[t][h] = add_scaled(acc[t][h], *dx[t].add(b), d, sum[t]);
+                }
+            }
+        }
+    }
+    // SAFETY: `y` has T rows.
+    unsafe { store(acc, y) }
+}

@@ -1,0 +1,202 @@
+//! Products with quantized matrices: y[T, N] = x[T, K] W^T, activations rounded to int8.
+//!
+//! A matrix is stored in panels of 16 output rows. A 64-byte line holds 4 consecutive k of all 16 rows, one 32-bit lane
+//! a row, so that 4 bytes of an activation are broadcast against it and every lane adds up its own row: no sums across
+//! lanes. 4-bit codes put two such lines into one (low nibbles first); 6-bit codes add a line of high bits for four.
+//!
+//! | layout | formats | block of 16 rows |
+//! |---|---|---|
+//! | B8 | Q8_0, Q5_0 and IQ4_NL widened | 32 k: 8 lines of i8, f16 d\[16\] |
+//! | B4 | Q4_0 | 32 k: 4 lines, f16 d\[16\] |
+//! | K4 | Q4_K | 256 k: 32 lines, scales u8 \[8\]\[16\], mins u8 \[4\]\[16\]\[2\], f16 d\[16\], dmin\[16\] |
+//! | K6 | Q6_K, Q3_K widened | 256 k: 32 lines, 16 lines of high bits, scales i8 \[16\]\[16\], f16 d\[16\] |
+//! | K6M | Q5_K and Q2_K widened | K6, then mins u8 \[8\]\[16\]\[2\], f16 dmin\[16\] |
+//!
+//! Sums within a block are exact integers. One f32 per output element then runs over the blocks in the order of k:
+//! `acc = fma(d_x * d_w, sum, acc)` and, with mins, `acc = fma(-(d_x * dmin), min_sum, acc)`. Every instruction set does
+//! just this, so all give the same bits, for any number of tokens, threads and any split of the panels.
+
+mod act;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod pack;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use deephold_quant::DType;
+
+pub(crate) use act::{ActKind, QuantAct};
+
+use crate::tensor::SharedOut;
+use crate::{Isa, KernelError, ThreadPool};
+
+/// Output rows a panel.
+pub(crate) const PANEL: usize = 16;
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    B8,
+    B4,
+    K4,
+    K6,
+    K6M,
+}
+
+impl Layout {
+    fn of(dtype: DType) -> Option<Layout> {
+        Some(match dtype {
+            DType::Q8_0 | DType::Q5_0 | DType::IQ4NL => Layout::B8,
+            DType::Q4_0 => Layout::B4,
+            DType::Q4K => Layout::K4,
+            DType::Q6K | DType::Q3K => Layout::K6,
+            DType::Q5K | DType::Q2K => Layout::K6M,
+            _ => return None,
+        })
+    }
+
+    fn block_len(self) -> usize {
+        if matches!(self, Layout::B8 | Layout::B4) { 32 } else { 256 }
+    }
+
+    /// Bytes of one block of 16 rows.
+    fn block_bytes(self) -> usize {
+        match self {
+            Layout::B8 => 512 + 32,
+            Layout::B4 => 256 + 32,
+            Layout::K4 => 2048 + 128 + 128 + 64,
+            Layout::K6 => 2048 + 1024 + 256 + 32,
+            Layout::K6M => 2048 + 1024 + 256 + 32 + 256 + 32,
+        }
+    }
+}
+
+/// Whether matrices of this type are multiplied in int8.
+pub(crate) fn supports(dtype: DType) -> bool {
+    Layout::of(dtype).is_some()
+}
+
+/// A packed quantized matrix [N, K].
+pub(crate) struct QuantMatrix {
+    layout: Layout,
+    n: usize,
+    k: usize,
+    data: Vec<u8>,
+}
+
+/// Which rows of the activations a call reads.
+#[derive(Clone, Copy)]
+pub(crate) enum ActRows<'a> {
+    /// All, in order.
+    All,
+    /// These, in this order.
+    List(&'a [u32]),
+}
+
+impl QuantMatrix {
+    /// Packs row-major blocks as stored, panel by panel in parallel.
+    ///
+    /// # Errors
+    /// The format has no integer layout, the bytes do not fit the shape, or memory is short.
+    pub(crate) fn pack(
+        pool: &ThreadPool,
+        dtype: DType,
+        n: usize,
+        k: usize,
+        bytes: &[u8],
+    ) -> Result<Self, KernelError> {
+        let layout = Layout::of(dtype).ok_or(KernelError::Format { dtype })?;
+        let expected = dtype.bytes_for(k).and_then(|row| row.checked_mul(n));
+        if expected != Some(bytes.len()) {
+            return Err(KernelError::Size { dtype, n, k, expected, actual: bytes.len() });
+        }
+        let size = n.div_ceil(PANEL) * (k / layout.block_len()) * layout.block_bytes();
+        let mut data = Vec::new();
+        data.try_reserve_exact(size).map_err(|_| KernelError::Memory { what: "a packed matrix", bytes: size })?;
+        data.resize(size, 0);
+        let panel_bytes = (size / n.div_ceil(PANEL).max(1)).max(1);
+        let panels: Vec<_> = data.chunks_exact_mut(panel_bytes).map(std::sync::Mutex::new).collect();
+        pool.run(panels.len(), &|p, _| {
+            // Each task locks its own panel: never contended.
+            let mut out = panels[p].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            pack::panel(layout, dtype, n, k, bytes, p, &mut out);
+        });
+        drop(panels);
+        Ok(Self { layout, n, k, data })
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Number of panels, the unit of work.
+    pub(crate) fn panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+
+    /// The form of activations that [`Self::gemm`] takes.
+    pub(crate) fn act_kind(&self) -> ActKind {
+        if self.layout.block_len() == 32 { ActKind::B32 } else { ActKind::K256 }
+    }
+
+    /// Computes output columns `16 * panels` for the given rows of `act`; row i goes to output row `row0 + i`, columns
+    /// from `col0` on, of a tensor with rows of `stride` elements.
+    #[allow(clippy::too_many_arguments, reason = "a place in a tensor is three numbers")]
+    pub(crate) fn gemm(
+        &self,
+        isa: Isa,
+        act: &QuantAct,
+        rows: ActRows<'_>,
+        panels: Range<usize>,
+        out: SharedOut,
+        row0: usize,
+        col0: usize,
+        stride: usize,
+    ) {
+        assert!(act.kind == self.act_kind() && act.k == self.k, "activations of another shape");
+        let count = match rows {
+            ActRows::All => act.rows,
+            ActRows::List(list) => list.len(),
+        };
+        let panel_bytes = self.k / self.layout.block_len() * self.layout.block_bytes();
+        for panel in panels {
+            let bytes = &self.data[panel * panel_bytes..][..panel_bytes];
+            let width = PANEL.min(self.n - panel * PANEL);
+            let mut i = 0;
+            while i < count {
+                let tile = if count - i >= 4 { 4 } else { 1 };
+                let mut at = [0usize; 4];
+                for (j, row) in at[..tile].iter_mut().enumerate() {
+                    *row = match rows {
+                        ActRows::All => i + j,
+                        ActRows::List(list) => list[i + j] as usize,
+                    };
+                    assert!(*row < act.rows, "row outside the activations");
+                }
+                let mut y = [[0f32; PANEL]; 4];
+                self.tile(isa, bytes, act, &at[..tile], &mut y[..tile]);
+                for (j, y) in y[..tile].iter().enumerate() {
+                    let start = (row0 + i + j) * stride + col0 + panel * PANEL;
+                    // SAFETY: each output element belongs to one panel and row, and panels to one task.
+                    unsafe { out.slice(start, width) }.copy_from_slice(&y[..width]);
+                }
+                i += tile;
+            }
+        }
+    }
+
+    fn tile(&self, isa: Isa, panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => {
+                // SAFETY: `Ops` takes only an available set, and AVX-512 machines have AVX2, FMA and F16C; `panel` and
+                // `act` have this layout's sizes by construction and the rows were checked.
+                unsafe { avx2::tile(self.layout, panel, act, rows, y) }
+            }
+            _ => scalar::tile(self.layout, panel, act, rows, y),
+        }
+    }
+}

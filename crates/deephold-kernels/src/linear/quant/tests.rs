@@ -1,0 +1,182 @@
+//! Every instruction set against the plain loops, to the bit; the plain loops against decoded matrices.
+
+use deephold_quant::{DType, dequantize, quantize};
+
+use super::*;
+use crate::PoolOptions;
+
+const FORMATS: [DType; 9] = [
+    DType::Q8_0,
+    DType::Q5_0,
+    DType::IQ4NL,
+    DType::Q4_0,
+    DType::Q4K,
+    DType::Q6K,
+    DType::Q3K,
+    DType::Q5K,
+    DType::Q2K,
+];
+
+/// Deterministic noise in -1..1.
+fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Any code bytes with f16 scales that are moderate: extreme codes included.
+fn random_blocks(dtype: DType, elements: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; dtype.bytes_for(elements).unwrap()];
+    let mut decent = bytes.clone();
+    quantize(dtype, &noise(elements, seed), &mut decent).unwrap();
+    let any = noise(bytes.len(), seed + 1);
+    let size = dtype.block_bytes();
+    let halves: &[usize] = match dtype {
+        DType::Q2K => &[80, 82],
+        DType::Q3K => &[108],
+        DType::Q6K => &[208],
+        DType::Q4K | DType::Q5K => &[0, 2],
+        _ => &[0],
+    };
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = match i / size % 4 {
+            0 => 0xff,
+            1 => 0x80,
+            _ => (any[i] * 128.0) as i32 as u8,
+        };
+        let at = i % size;
+        if halves.iter().any(|&h| at == h || at == h + 1) {
+            *byte = decent[i];
+        }
+    }
+    bytes
+}
+
+fn product(
+    m: &QuantMatrix,
+    isa: Isa,
+    pool: &ThreadPool,
+    x: &[f32],
+    rows: usize,
+    per_task: usize,
+) -> Vec<f32> {
+    let act = QuantAct::new(pool, isa, m.act_kind(), x, rows, m.k);
+    let mut y = vec![f32::NAN; rows * m.n];
+    let out = SharedOut::new(&mut y);
+    pool.run(m.panels().div_ceil(per_task), &|task, _| {
+        let panels = task * per_task..((task + 1) * per_task).min(m.panels());
+        m.gemm(isa, &act, ActRows::All, panels, out, 0, 0, m.n);
+    });
+    y
+}
+
+fn bits(y: &[f32]) -> Vec<u32> {
+    y.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn every_set_shape_and_split_gives_the_same_bits() {
+    let pools = [1, 2].map(|threads| ThreadPool::new(PoolOptions { threads, pin: false }));
+    for isa in [Isa::Avx2, Isa::Avx512, Isa::Neon] {
+        if !isa.is_available() {
+            eprintln!("SKIPPED: {isa} is not available here");
+        }
+    }
+    for dtype in FORMATS {
+        for (n, k, seed) in [(1, 256, 1), (37, 768, 2), (64, 512, 3)] {
+            let m = QuantMatrix::pack(&pools[1], dtype, n, k, &random_blocks(dtype, n * k, seed)).unwrap();
+            let mut x = noise(9 * k, seed + 7);
+            x[k..2 * k].fill(-1.0); // every code -127
+            x[2 * k..3 * k].fill(1.0);
+            let expected = bits(&product(&m, Isa::Scalar, &pools[0], &x, 9, 1));
+            for isa in Isa::available() {
+                for rows in 1..=9 {
+                    let y = product(&m, isa, &pools[rows % 2], &x[..rows * k], rows, 1 + rows % 3);
+                    assert_eq!(bits(&y), expected[..rows * n], "{dtype} {isa} {rows} rows [{n}, {k}]");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_those_of_the_decoded_matrix() {
+    let pool = ThreadPool::new(PoolOptions { threads: 1, pin: false });
+    let (n, k, rows) = (20, 512, 3);
+    for dtype in FORMATS {
+        for bytes in [random_blocks(dtype, n * k, 5), {
+            let mut b = vec![0; dtype.bytes_for(n * k).unwrap()];
+            quantize(dtype, &noise(n * k, 6), &mut b).unwrap();
+            b
+        }] {
+            let mut w = vec![0f32; n * k];
+            dequantize(dtype, &bytes, &mut w).unwrap();
+            let m = QuantMatrix::pack(&pool, dtype, n, k, &bytes).unwrap();
+            let x = noise(rows * k, 8);
+            let y = product(&m, Isa::detect(), &pool, &x, rows, 2);
+            for (i, y) in y.iter().enumerate() {
+                let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+                let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                // An activation is off by at most half a step of 1/127 (|x| <= 1); float rounding is far below that.
+                let magnitude: f64 = w.iter().map(|w| f64::from(w.abs())).sum();
+                // Rounding of d_x * d_w * sum and of the min part, which cancel in part.
+                let bound = magnitude * (0.5 / 127.0) * 1.01 + 1e-3;
+                assert!((f64::from(*y) - exact).abs() <= bound, "{dtype} {i}: {y} against {exact}");
+            }
+        }
+    }
+}
+
+#[test]
+fn listed_rows_go_where_they_belong() {
+    let pool = ThreadPool::new(PoolOptions { threads: 1, pin: false });
+    let (n, k) = (32, 256);
+    let m = QuantMatrix::pack(&pool, DType::Q4K, n, k, &random_blocks(DType::Q4K, n * k, 3)).unwrap();
+    let x = noise(6 * k, 4);
+    let all = product(&m, Isa::detect(), &pool, &x, 6, 2);
+    let act = QuantAct::new(&pool, Isa::detect(), m.act_kind(), &x, 6, k);
+    let list = [5u32, 0, 3, 3, 1];
+    let mut y = vec![0.0; 7 * 40];
+    m.gemm(Isa::detect(), &act, ActRows::List(&list), 0..2, SharedOut::new(&mut y), 1, 4, 40);
+    for (i, &row) in list.iter().enumerate() {
+        let from = row as usize * n;
+        assert_eq!(bits(&y[(i + 1) * 40 + 4..][..n]), bits(&all[from..from + n]));
+    }
+}
+
+#[test]
+fn nan_spreads_and_nothing_panics() {
+    let pool = ThreadPool::new(PoolOptions { threads: 2, pin: false });
+    for dtype in FORMATS {
+        let m = QuantMatrix::pack(&pool, dtype, 16, 512, &random_blocks(dtype, 16 * 512, 3)).unwrap();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = noise(2 * 512, 4);
+            x[300] = bad;
+            for isa in Isa::available() {
+                let y = product(&m, isa, &pool, &x, 2, 1);
+                assert!(
+                    y[..16].iter().all(|v| v.is_nan()) && y[16..].iter().all(|v| v.is_finite()),
+                    "{dtype}"
+                );
+            }
+        }
+        let tiny = vec![f32::from_bits(1); 512];
+        assert!(product(&m, Isa::detect(), &pool, &tiny, 1, 1).iter().all(|v| v.abs() < 1e-20));
+    }
+}
+
+#[test]
+fn wrong_sizes_are_refused_and_sizes_are_near_the_file() {
+    let pool = ThreadPool::new(PoolOptions { threads: 1, pin: false });
+    assert!(QuantMatrix::pack(&pool, DType::Q4K, 16, 256, &[0; 7]).is_err());
+    assert!(QuantMatrix::pack(&pool, DType::Q4K, 16, 100, &[]).is_err());
+    assert!(QuantMatrix::pack(&pool, DType::F32, 1, 1, &[0; 4]).is_err());
+    assert!(!supports(DType::F32) && supports(DType::Q4K));
+    let m = QuantMatrix::pack(&pool, DType::Q4K, 16, 256, &[0; 16 * 144]).unwrap();
+    assert_eq!(m.bytes(), 16 * 148);
+    let empty = QuantMatrix::pack(&pool, DType::Q4K, 0, 256, &[]).unwrap();
+    assert_eq!(empty.panels(), 0);
+}
