@@ -18,7 +18,7 @@ use super::{Layout, PANEL, QuantAct};
 /// Bytes ahead of the current line that are asked for; the hardware's own prefetch stops at page ends.
 const AHEAD: usize = 2048;
 
-/// y[i] = the panel's 16 outputs for activation row `rows[i]`; 4 rows or 1.
+/// y[i] = the panel's 16 outputs for activation row `rows[i]`; 4, 2 or 1 rows.
 ///
 /// # Safety
 /// The machine has AVX2, FMA and F16C; `panel` is whole blocks for `act.k`, and `rows` are below `act.rows`.
@@ -39,6 +39,11 @@ pub(super) unsafe fn tile(
             (4, Layout::K4) => k4::<4>(panel, act, rows, y),
             (4, Layout::K6) => k6::<4, false>(panel, act, rows, y),
             (4, Layout::K6M) => k6::<4, true>(panel, act, rows, y),
+            (2, Layout::B8) => b8::<2>(panel, act, rows, y),
+            (2, Layout::B4) => b4::<2>(panel, act, rows, y),
+            (2, Layout::K4) => k4::<2>(panel, act, rows, y),
+            (2, Layout::K6) => k6::<2, false>(panel, act, rows, y),
+            (2, Layout::K6M) => k6::<2, true>(panel, act, rows, y),
             (_, Layout::B8) => b8::<1>(panel, act, rows, y),
             (_, Layout::B4) => b4::<1>(panel, act, rows, y),
             (_, Layout::K4) => k4::<1>(panel, act, rows, y),
@@ -53,6 +58,17 @@ pub(super) unsafe fn tile(
 unsafe fn quad<E>(p: *const E) -> __m256i {
     // SAFETY: the caller points at 4 readable bytes; AVX2 is the kernels' own promise.
     unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+}
+
+/// The same pointers, of which the compiler no longer knows that it has seen them: otherwise it keeps the broadcasts of
+/// the first half panel for the second, far more than there are registers, and spills them all (half the speed).
+#[inline(always)]
+fn forget<const T: usize, E>(pointers: [*const E; T]) -> [*const E; T] {
+    pointers.map(|mut p| {
+        // SAFETY: no instruction, only a value that the compiler cannot trace.
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(readonly, nostack, preserves_flags)) };
+        p
+    })
 }
 
 #[inline(always)]
@@ -110,7 +126,9 @@ unsafe fn k4<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &m
         // SAFETY: all offsets stay within block b of the panel (2368 bytes) and of the rows (256 codes).
         unsafe {
             let p = panel.as_ptr().add(b * 2368);
+            #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
+                let q = forget(q);
                 let mut sum = [_mm256_setzero_si256(); T];
                 for g in 0..8 {
                     let mut part = [_mm256_setzero_si256(); T];
@@ -174,7 +192,9 @@ unsafe fn k6<const T: usize, const MINS: bool>(
         // SAFETY: all offsets stay within block b of the panel (`block_bytes`) and of the rows (256 codes).
         unsafe {
             let p = panel.as_ptr().add(b * block_bytes);
+            #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
+                let q = forget(q);
                 let mut sum = [_mm256_setzero_si256(); T];
                 for g in 0..16 {
                     let (line, high) = (p.add(g * 128 + h * 32), p.add(2048 + g * 64 + h * 32));
@@ -262,7 +282,9 @@ unsafe fn b4<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &m
         // SAFETY: all offsets stay within block b of the panel (288 bytes) and of the rows (32 codes).
         unsafe {
             let p = panel.as_ptr().add(b * 288);
+            #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
+                let q = forget(q);
                 let mut part = [_mm256_setzero_si256(); T];
                 for l in 0..4 {
                     let line = p.add(l * 64 + h * 32);
@@ -301,7 +323,9 @@ unsafe fn b8<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &m
         // SAFETY: all offsets stay within block b of the panel (544 bytes) and of the rows (32 codes).
         unsafe {
             let p = panel.as_ptr().add(b * 544);
+            #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
+                let q = forget(q);
                 let mut sum = [_mm256_setzero_si256(); T];
                 for l in 0..8 {
                     let line = p.add(l * 64 + h * 32);

@@ -167,7 +167,11 @@ impl QuantMatrix {
             let width = PANEL.min(self.n - panel * PANEL);
             let mut i = 0;
             while i < count {
-                let tile = if count - i >= 4 { 4 } else { 1 };
+                let tile = match count - i {
+                    4.. => 4,
+                    2 | 3 => 2,
+                    _ => 1,
+                };
                 let mut at = [0usize; 4];
                 for (j, row) in at[..tile].iter_mut().enumerate() {
                     *row = match rows {
