@@ -39,7 +39,7 @@ pub fn golden_dir(name: &str) -> PathBuf {
 pub struct GoldenPrompt {
     /// T token ids.
     pub ids: Vec<u32>,
-    /// [T][V] logits at every position.
+    /// `[T][V]` logits at every position.
     pub logits: Vec<Vec<f32>>,
     /// The greedy continuation.
     pub greedy: Vec<u32>,
@@ -52,7 +52,7 @@ pub struct GoldenPrompt {
 pub struct Golden {
     /// Prompts of lengths 1, 7, 33 and 130.
     pub prompts: Vec<GoldenPrompt>,
-    /// Residual stream of prompt 1: before layer 0, after each layer, after the final norm; each [T * H].
+    /// Residual stream of prompt 1: before layer 0, after each layer, after the final norm; each `[T * H]`.
     pub hidden: Vec<Vec<f32>>,
 }
 
