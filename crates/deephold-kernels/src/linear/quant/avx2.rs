@@ -34,17 +34,20 @@ pub(super) unsafe fn tile(
     // SAFETY: the caller's promise is handed on.
     unsafe {
         match (rows.len(), layout) {
-            (4, Layout::B8) => b8::<4>(panel, act, rows, y),
+            (4, Layout::B8) => b8::<4, false>(panel, act, rows, y),
+            (4, Layout::B8M) => b8::<4, true>(panel, act, rows, y),
             (4, Layout::B4) => b4::<4>(panel, act, rows, y),
             (4, Layout::K4) => k4::<4>(panel, act, rows, y),
             (4, Layout::K6) => k6::<4, false>(panel, act, rows, y),
             (4, Layout::K6M) => k6::<4, true>(panel, act, rows, y),
-            (2, Layout::B8) => b8::<2>(panel, act, rows, y),
+            (2, Layout::B8) => b8::<2, false>(panel, act, rows, y),
+            (2, Layout::B8M) => b8::<2, true>(panel, act, rows, y),
             (2, Layout::B4) => b4::<2>(panel, act, rows, y),
             (2, Layout::K4) => k4::<2>(panel, act, rows, y),
             (2, Layout::K6) => k6::<2, false>(panel, act, rows, y),
             (2, Layout::K6M) => k6::<2, true>(panel, act, rows, y),
-            (_, Layout::B8) => b8::<1>(panel, act, rows, y),
+            (_, Layout::B8) => b8::<1, false>(panel, act, rows, y),
+            (_, Layout::B8M) => b8::<1, true>(panel, act, rows, y),
             (_, Layout::B4) => b4::<1>(panel, act, rows, y),
             (_, Layout::K4) => k4::<1>(panel, act, rows, y),
             (_, Layout::K6) => k6::<1, false>(panel, act, rows, y),
@@ -314,15 +317,22 @@ unsafe fn b4<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &m
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn b8<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
+unsafe fn b8<const T: usize, const MINS: bool>(
+    panel: &[u8],
+    act: &QuantAct,
+    rows: &[usize],
+    y: &mut [[f32; PANEL]],
+) {
     let blocks = act.k / 32;
+    let block_bytes = if MINS { 576 } else { 544 };
+    let sums = row_ptrs::<T, _>(&act.sums32, blocks, rows);
     let q = row_ptrs::<T, _>(&act.q16, act.k, rows);
     let dx = row_ptrs::<T, _>(&act.d, blocks, rows);
     let mut acc = [[_mm256_setzero_ps(); 2]; T];
     for b in 0..blocks {
-        // SAFETY: all offsets stay within block b of the panel (544 bytes) and of the rows (32 codes).
+        // SAFETY: all offsets stay within block b of the panel (`block_bytes`) and of the rows (32 codes).
         unsafe {
-            let p = panel.as_ptr().add(b * 544);
+            let p = panel.as_ptr().add(b * block_bytes);
             #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
                 let q = forget(q);
@@ -344,6 +354,13 @@ unsafe fn b8<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &m
                 let d = halves(p.add(512 + h * 16));
                 for t in 0..T {
                     acc[t][h] = add_scaled(acc[t][h], *dx[t].add(b), d, sum[t]);
+                }
+                if MINS {
+                    let dmin = halves(p.add(544 + h * 16));
+                    for t in 0..T {
+                        let sum = _mm256_set1_epi32(i32::from(*sums[t].add(b)));
+                        acc[t][h] = add_scaled(acc[t][h], -*dx[t].add(b), dmin, sum);
+                    }
                 }
             }
         }

@@ -7,6 +7,7 @@
 //! | layout | formats | block of 16 rows |
 //! |---|---|---|
 //! | B8 | Q8_0, Q5_0 and IQ4_NL widened | 32 k: 8 lines of i8, f16 d\[16\] |
+//! | B8M | Q4_1 and Q5_1 widened | B8, then f16 dmin\[16\] |
 //! | B4 | Q4_0 | 32 k: 4 lines, f16 d\[16\] |
 //! | K4 | Q4_K | 256 k: 32 lines, scales u8 \[8\]\[16\], mins u8 \[4\]\[16\]\[2\], f16 d\[16\], dmin\[16\] |
 //! | K6 | Q6_K, Q3_K widened | 256 k: 32 lines, 16 lines of high bits, scales i8 \[16\]\[16\], f16 d\[16\] |
@@ -39,6 +40,7 @@ pub(crate) const PANEL: usize = 16;
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     B8,
+    B8M,
     B4,
     K4,
     K6,
@@ -49,6 +51,7 @@ impl Layout {
     fn of(dtype: DType) -> Option<Layout> {
         Some(match dtype {
             DType::Q8_0 | DType::Q5_0 | DType::IQ4NL => Layout::B8,
+            DType::Q4_1 | DType::Q5_1 => Layout::B8M,
             DType::Q4_0 => Layout::B4,
             DType::Q4K => Layout::K4,
             DType::Q6K | DType::Q3K => Layout::K6,
@@ -58,13 +61,14 @@ impl Layout {
     }
 
     fn block_len(self) -> usize {
-        if matches!(self, Layout::B8 | Layout::B4) { 32 } else { 256 }
+        if matches!(self, Layout::B8 | Layout::B8M | Layout::B4) { 32 } else { 256 }
     }
 
     /// Bytes of one block of 16 rows.
     fn block_bytes(self) -> usize {
         match self {
             Layout::B8 => 512 + 32,
+            Layout::B8M => 512 + 32 + 32,
             Layout::B4 => 256 + 32,
             Layout::K4 => 2048 + 128 + 128 + 64,
             Layout::K6 => 2048 + 1024 + 256 + 32,

@@ -42,7 +42,7 @@ fn put(layout: Layout, block: &Block, r: usize, out: &mut [u8]) {
     for (i, &code) in block.codes[..block.len].iter().enumerate() {
         let (quad, at) = (i / 4, r * 4 + i % 4);
         let code = code.wrapping_add(offset) as u8;
-        if layout == Layout::B8 {
+        if matches!(layout, Layout::B8 | Layout::B8M) {
             out[quad * 64 + at] = code;
             continue;
         }
@@ -53,6 +53,10 @@ fn put(layout: Layout, block: &Block, r: usize, out: &mut [u8]) {
     }
     match layout {
         Layout::B8 => put_f16(out, 512 + 2 * r, block.d),
+        Layout::B8M => {
+            put_f16(out, 512 + 2 * r, block.d);
+            put_f16(out, 544 + 2 * r, block.dmin);
+        }
         Layout::B4 => put_f16(out, 256 + 2 * r, block.d),
         Layout::K4 => {
             for g in 0..8 {

@@ -14,7 +14,7 @@ fn code(layout: Layout, block: &[u8], r: usize, i: usize) -> i32 {
     let low = || i32::from(block[quad / 2 * 64 + at] >> (4 * (quad % 2)) & 15);
     let high = || i32::from(block[2048 + quad / 4 * 64 + at] >> (2 * (quad % 4)) & 3) << 4;
     match layout {
-        Layout::B8 => i32::from(block[quad * 64 + at] as i8),
+        Layout::B8 | Layout::B8M => i32::from(block[quad * 64 + at] as i8),
         Layout::B4 => low() - 8,
         Layout::K4 => low(),
         Layout::K6 => (low() | high()) - 32,
@@ -35,15 +35,18 @@ pub(super) fn tile(layout: Layout, panel: &[u8], act: &QuantAct, rows: &[usize],
                 let sum = block_sum(layout, block, r, q);
                 let dx = act.d[row * blocks + b];
                 let d_at = match layout {
-                    Layout::B8 => 512,
+                    Layout::B8 | Layout::B8M => 512,
                     Layout::B4 => 256,
                     Layout::K4 => 2304,
                     Layout::K6 | Layout::K6M => 3328,
                 };
                 *y = (dx * half_at(block, d_at + 2 * r)).mul_add(sum as f32, *y);
-                if let Some((group, mins_at, dmin_at)) = mins(layout) {
+                if layout == Layout::B8M {
+                    let sum: i32 = q.iter().map(|&q| i32::from(q)).sum();
+                    *y = (-(dx * half_at(block, 544 + 2 * r))).mul_add(sum as f32, *y);
+                } else if let Some((group, mins_at, dmin_at)) = mins(layout) {
                     let min = |g: usize| i32::from(block[mins_at + g / 2 * 32 + r * 2 + g % 2]);
-                    let sum: i32 = (0..256).map(|i| min(i / group) * i32::from(q[i])).sum();
+                    let sum: i32 = q.iter().enumerate().map(|(i, &q)| min(i / group) * i32::from(q)).sum();
                     *y = (-(dx * half_at(block, dmin_at + 2 * r))).mul_add(sum as f32, *y);
                 }
             }
@@ -62,7 +65,7 @@ fn mins(layout: Layout) -> Option<(usize, usize, usize)> {
 
 fn block_sum(layout: Layout, block: &[u8], r: usize, q: &[i8]) -> i32 {
     let scale = |i: usize| match layout {
-        Layout::B8 | Layout::B4 => 1,
+        Layout::B8 | Layout::B8M | Layout::B4 => 1,
         Layout::K4 => i32::from(block[2048 + i / 32 * 16 + r]),
         Layout::K6 | Layout::K6M => i32::from(block[3072 + i / 16 * 16 + r] as i8),
     };

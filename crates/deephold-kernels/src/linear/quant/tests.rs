@@ -5,7 +5,9 @@ use deephold_quant::{DType, dequantize, quantize};
 use super::*;
 use crate::PoolOptions;
 
-const FORMATS: [DType; 9] = [
+const FORMATS: [DType; 11] = [
+    DType::Q4_1,
+    DType::Q5_1,
     DType::Q8_0,
     DType::Q5_0,
     DType::IQ4NL,
@@ -38,7 +40,7 @@ fn random_blocks(dtype: DType, elements: usize, seed: u64) -> Vec<u8> {
         DType::Q2K => &[80, 82],
         DType::Q3K => &[108],
         DType::Q6K => &[208],
-        DType::Q4K | DType::Q5K => &[0, 2],
+        DType::Q4K | DType::Q5K | DType::Q4_1 | DType::Q5_1 => &[0, 2],
         _ => &[0],
     };
     for (i, byte) in bytes.iter_mut().enumerate() {
