@@ -1,1 +1,33 @@
-//! See the crate's description; filled in by its first slice.
+//! CPU arithmetic behind one seam: everything a model computes is a method of [`Ops`].
+//!
+//! Promise: an output element is a pure function of its own row's inputs. The same bits come out whatever the number of
+//! rows, the chunking of a prompt, the number of threads or the neighbours in a batch. Each op therefore has one
+//! summation order, written at the head of its module, and tiles only change which elements are computed together.
+
+mod attention;
+mod cache;
+pub mod ceilings;
+mod elementwise;
+mod error;
+mod isa;
+mod linear;
+mod norm;
+mod ops;
+mod pool;
+mod rope;
+mod route;
+mod simd;
+mod tensor;
+pub mod topology;
+
+pub use attention::{AttentionContext, Selection, SeqRows};
+pub use cache::{CacheDType, CacheSpec, KvCache};
+pub use elementwise::EmbeddingTable;
+pub use error::KernelError;
+pub use isa::{Isa, UnknownIsa};
+pub use linear::{Act, PackedMatrix, RowsAre};
+pub use ops::Ops;
+pub use pool::{PoolOptions, ThreadPool};
+pub use rope::{RopeSlice, RopeStyle, RopeTable};
+pub use route::{ExpertPlan, GroupScore, RouteSpec, Scoring};
+pub use tensor::Tensor;

@@ -1,0 +1,131 @@
+//! Activations: f32 rows in aligned buffers that return to their `Ops` when dropped.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// One cache line; makes buffers 64-byte aligned without unsafe allocation.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+type Lines = Vec<Line>;
+
+/// Buffers kept for reuse: at most this many, the smallest go first.
+const KEPT: usize = 64;
+
+/// Returned buffers, so that a forward pass allocates only the first time.
+#[derive(Default)]
+pub(crate) struct Buffers(Mutex<Vec<Lines>>);
+
+impl Buffers {
+    /// A buffer of `lines`; its contents are whatever it held before.
+    fn take(&self, lines: usize) -> Lines {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // The tightest fit, so that a decode step does not take a prompt's large buffers.
+        let fit = kept.iter().enumerate().filter(|(_, b)| b.len() >= lines && b.len() / 4 <= lines);
+        match fit.min_by_key(|(_, b)| b.len()).map(|(i, _)| i) {
+            Some(i) => kept.swap_remove(i),
+            None => {
+                drop(kept);
+                vec![Line([0.0; 16]); lines.next_power_of_two()]
+            }
+        }
+    }
+
+    fn give(&self, buffer: Lines) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT {
+            let smallest = kept.iter().enumerate().min_by_key(|(_, b)| b.len()).map(|(i, _)| i);
+            if let Some(i) = smallest {
+                kept.swap_remove(i);
+            }
+        }
+        kept.push(buffer);
+    }
+}
+
+/// A matrix of f32, row-major [rows, cols], 64-byte aligned.
+pub struct Tensor {
+    rows: usize,
+    cols: usize,
+    lines: Lines,
+    home: Arc<Buffers>,
+}
+
+impl Tensor {
+    /// Contents are arbitrary; the caller writes every element.
+    pub(crate) fn dirty(home: &Arc<Buffers>, rows: usize, cols: usize) -> Self {
+        let lines = home.take((rows * cols).div_ceil(16).max(1));
+        Self { rows, cols, lines, home: Arc::clone(home) }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// All elements, [rows * cols].
+    pub fn data(&self) -> &[f32] {
+        // SAFETY: `Line` is 16 f32 without padding, and `dirty` made at least rows * cols of them.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast::<f32>(), self.rows * self.cols) }
+    }
+
+    /// All elements, [rows * cols].
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `data`; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<f32>(), self.rows * self.cols) }
+    }
+
+    /// Row `i`, [cols].
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.data()[i * self.cols..][..self.cols]
+    }
+
+    /// Row `i`, [cols].
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        let cols = self.cols;
+        &mut self.data_mut()[i * cols..][..cols]
+    }
+}
+
+impl Drop for Tensor {
+    fn drop(&mut self) {
+        self.home.give(std::mem::take(&mut self.lines));
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor[{}, {}]", self.rows, self.cols)
+    }
+}
+
+/// A place that several tasks write to, each its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedOut(*mut f32, usize);
+
+// SAFETY: `slice` is unsafe, and its callers promise disjoint parts.
+unsafe impl Send for SharedOut {}
+// SAFETY: as above.
+unsafe impl Sync for SharedOut {}
+
+impl SharedOut {
+    pub(crate) fn new(x: &mut [f32]) -> Self {
+        Self(x.as_mut_ptr(), x.len())
+    }
+
+    /// Elements `start..start + len`.
+    ///
+    /// # Safety
+    /// No other task touches these elements meanwhile, and the slice that this was made from is still borrowed.
+    #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start <= self.1 && len <= self.1 - start, "a task writes outside its tensor");
+        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
