@@ -1,1 +1,22 @@
-//! See the crate's description; filled in by its first slice.
+//! Checkpoints on disk: safetensors and GGUF, mapped and checked; verified, quantized, converted.
+//!
+//! [`Checkpoint`] shows both formats alike: tensors under their Hugging Face names, a config.json-like value, and the
+//! tokenizer's sources. The parsers ([`safetensors::parse_header`], [`gguf::parse`], [`config::parse`]) are pure
+//! functions on bytes: they never panic, and allocate in proportion to the bytes they are given.
+
+mod atomic;
+mod checkpoint;
+pub mod config;
+mod error;
+pub mod fp8;
+pub mod gguf;
+mod mapped;
+pub mod names;
+pub mod safetensors;
+mod vocab;
+
+pub use checkpoint::{
+    Checkpoint, FileInfo, Kind, Problem, ProblemKind, RopeStyleHint, TensorInfo, TensorView,
+};
+pub use error::WeightsError;
+pub use vocab::GgufVocab;

@@ -1,0 +1,54 @@
+//! Files in memory without reading them.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::WeightsError;
+
+/// A file mapped read-only.
+#[derive(Debug)]
+pub(crate) struct MappedFile {
+    path: PathBuf,
+    map: Option<Mmap>,
+}
+
+impl MappedFile {
+    pub(crate) fn open(path: &Path) -> Result<Self, WeightsError> {
+        let file = File::open(path).map_err(WeightsError::io("open", path))?;
+        let metadata = file.metadata().map_err(WeightsError::io("read", path))?;
+        if !metadata.is_file() {
+            return Err(WeightsError::malformed(path.display().to_string(), "is not a file"));
+        }
+        // An empty mapping is refused by some systems.
+        let map = if metadata.len() == 0 {
+            None
+        } else {
+            // SAFETY: the mapping is private and read-only. Whoever truncates the file while it is open makes reads
+            // fault (SIGBUS), as with every mapped reader; the documentation tells operators to replace files by
+            // renaming, which leaves this mapping intact. No reference is handed out that outlives `self`.
+            Some(unsafe { Mmap::map(&file) }.map_err(WeightsError::io("map", path))?)
+        };
+        Ok(Self { path: path.to_owned(), map })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+
+    /// Tells the system that this range will not be read again soon, so that streaming through a file larger than
+    /// memory does not push everything else out. Advice only: failure changes nothing.
+    pub(crate) fn done_with(&self, offset: usize, len: usize) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            // SAFETY: MADV_DONTNEED on a read-only file mapping drops clean pages, which are read again from the file
+            // when touched; contents cannot change through it.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
+        }
+    }
+}
