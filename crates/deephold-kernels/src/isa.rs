@@ -24,7 +24,10 @@ impl Isa {
 
     /// All that this machine runs, narrowest first.
     pub fn available() -> Vec<Self> {
-        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon].into_iter().filter(|isa| isa.is_available()).collect()
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon]
+            .into_iter()
+            .filter(|isa| isa.is_available())
+            .collect()
     }
 
     /// Whether this machine runs it.

@@ -18,6 +18,8 @@ mod rope;
 mod route;
 mod simd;
 mod tensor;
+#[cfg(test)]
+mod tests;
 pub mod topology;
 
 pub use attention::{AttentionContext, Selection, SeqRows};

@@ -22,18 +22,12 @@ thread_local! {
 }
 
 /// How many threads, and where.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct PoolOptions {
     /// Threads that compute, the caller included; 0 means as many as this process may use.
     pub threads: usize,
     /// Bind each worker to a core of its own (the caller stays free).
     pub pin: bool,
-}
-
-impl Default for PoolOptions {
-    fn default() -> Self {
-        Self { threads: 0, pin: false }
-    }
 }
 
 type Task = dyn Fn(usize, usize) + Sync;
@@ -130,7 +124,8 @@ impl ThreadPool {
         let submit = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         // SAFETY: only the lifetime is erased, and this call outlives every use: below it waits until no worker is inside.
-        let f: *const Task = unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync), *const Task>(f) };
+        let f: *const Task =
+            unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync), *const Task>(f) };
         // SAFETY: `state` is 0 (the last job drained) and `submit` is held, so nobody reads the job now.
         unsafe { *shared.job.get() = Job { f, tasks } };
         shared.next.store(0, Ordering::Relaxed);
@@ -266,7 +261,9 @@ mod tests {
         let sum = AtomicUsize::new(0);
         std::thread::scope(|s| {
             for _ in 0..4 {
-                s.spawn(|| (0..200).for_each(|_| pool.run(8, &|_, _| _ = sum.fetch_add(1, Ordering::Relaxed))));
+                s.spawn(|| {
+                    (0..200).for_each(|_| pool.run(8, &|_, _| _ = sum.fetch_add(1, Ordering::Relaxed)))
+                });
             }
         });
         assert_eq!(sum.load(Ordering::Relaxed), 4 * 200 * 8);

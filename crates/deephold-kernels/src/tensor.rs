@@ -77,7 +77,9 @@ impl Tensor {
     /// All elements, [rows * cols].
     pub fn data_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `data`; the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<f32>(), self.rows * self.cols) }
+        unsafe {
+            std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<f32>(), self.rows * self.cols)
+        }
     }
 
     /// Row `i`, [cols].

@@ -19,7 +19,8 @@ pub struct Topology {
 pub fn topology() -> Topology {
     let cpus = allowed_cpus();
     let read = |cpu: usize, file: &str| {
-        let text = std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/{file}")).ok()?;
+        let text =
+            std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/{file}")).ok()?;
         text.trim().parse::<i64>().ok()
     };
     let mut cores = std::collections::BTreeSet::new();
@@ -42,7 +43,8 @@ fn numa_nodes() -> usize {
     let Ok(entries) = std::fs::read_dir("/sys/devices/system/node") else { return 1 };
     let nodes = entries.flatten().filter(|e| {
         let name = e.file_name().to_string_lossy().into_owned();
-        let number = name.strip_prefix("node").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+        let number =
+            name.strip_prefix("node").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
         let cpus = std::fs::read_to_string(e.path().join("cpulist")).unwrap_or_default();
         number && !cpus.trim().is_empty()
     });

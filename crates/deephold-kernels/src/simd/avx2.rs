@@ -11,7 +11,10 @@ type V = [__m256; 2];
 
 // SAFETY of the unsafe blocks: instructions and reach of pointers are the trait's contract.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "said once above")]
-#[allow(unused_unsafe, reason = "register intrinsics are safe where the feature is on, which a generic body cannot show")]
+#[allow(
+    unused_unsafe,
+    reason = "register intrinsics are safe where the feature is on, which a generic body cannot show"
+)]
 impl Simd for Avx2 {
     type V = V;
     #[inline(always)]

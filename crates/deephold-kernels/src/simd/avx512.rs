@@ -9,7 +9,10 @@ pub(crate) struct Avx512;
 
 // SAFETY of the unsafe blocks: instructions and reach of pointers are the trait's contract.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "said once above")]
-#[allow(unused_unsafe, reason = "register intrinsics are safe where the feature is on, which a generic body cannot show")]
+#[allow(
+    unused_unsafe,
+    reason = "register intrinsics are safe where the feature is on, which a generic body cannot show"
+)]
 impl Simd for Avx512 {
     type V = __m512;
     #[inline(always)]

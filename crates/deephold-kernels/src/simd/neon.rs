@@ -26,7 +26,8 @@ fn widen_f16(h: uint32x4_t) -> float32x4_t {
     unsafe {
         let sign = vshlq_n_u32::<16>(vandq_u32(h, vdupq_n_u32(0x8000)));
         let rest = vandq_u32(h, vdupq_n_u32(0x7fff));
-        let scaled = vmulq_f32(vreinterpretq_f32_u32(vshlq_n_u32::<13>(rest)), vdupq_n_f32(f32::from_bits(239 << 23)));
+        let scaled =
+            vmulq_f32(vreinterpretq_f32_u32(vshlq_n_u32::<13>(rest)), vdupq_n_f32(f32::from_bits(239 << 23)));
         // An exponent of all ones stays so: infinity and NaN.
         let special = vandq_u32(vcgeq_u32(rest, vdupq_n_u32(0x7c00)), vdupq_n_u32(0x7f80_0000));
         vreinterpretq_f32_u32(vorrq_u32(vorrq_u32(vreinterpretq_u32_f32(scaled), special), sign))

@@ -39,7 +39,8 @@ pub(crate) fn isas() -> Vec<Isa> {
 fn exp_is_close_and_the_same_everywhere() {
     for isa in isas() {
         let mut worst = 0.0f64;
-        let special = [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40, -87.0, 88.0, -87.1, 200.0];
+        let special =
+            [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40, -87.0, 88.0, -87.1, 200.0];
         let ramp = (0..40_000).map(|i| -87.0 + i as f32 * (175.0 / 40_000.0));
         let xs: Vec<f32> = special.into_iter().chain(ramp).collect();
         for chunk in xs.chunks_exact(16) {

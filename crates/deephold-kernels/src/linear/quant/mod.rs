@@ -31,11 +31,9 @@ use deephold_quant::DType;
 
 pub(crate) use act::{ActKind, QuantAct};
 
+use super::PANEL;
 use crate::tensor::SharedOut;
 use crate::{Isa, KernelError, ThreadPool};
-
-/// Output rows a panel.
-pub(crate) const PANEL: usize = 16;
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
@@ -118,7 +116,8 @@ impl QuantMatrix {
         }
         let size = n.div_ceil(PANEL) * (k / layout.block_len()) * layout.block_bytes();
         let mut data = Vec::new();
-        data.try_reserve_exact(size).map_err(|_| KernelError::Memory { what: "a packed matrix", bytes: size })?;
+        data.try_reserve_exact(size)
+            .map_err(|_| KernelError::Memory { what: "a packed matrix", bytes: size })?;
         data.resize(size, 0);
         let panel_bytes = (size / n.div_ceil(PANEL).max(1)).max(1);
         let panels: Vec<_> = data.chunks_exact_mut(panel_bytes).map(std::sync::Mutex::new).collect();

@@ -1,0 +1,172 @@
+//! The paged cache's storage. Which block belongs to whom is the engine's business.
+//!
+//! Each layer has one slab for each of its [`CacheSpec`]s: \[block\]\[head\]\[slot\]\[width\]. Pages are zeroed memory that
+//! the system hands out on first touch, so a large cache costs nothing until it is used.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+use std::sync::Mutex;
+
+use half::f16;
+
+use crate::KernelError;
+
+/// How entries are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheDType {
+    /// As computed.
+    F32,
+    /// Rounded to nearest even.
+    F16,
+}
+
+impl CacheDType {
+    /// Bytes of an entry.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// One kind of entry that a layer keeps for each position: `heads` vectors of `width`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// For people: "k", "v", "latent", "index_k".
+    pub name: &'static str,
+    /// Vectors a position.
+    pub heads: usize,
+    /// Elements of a vector.
+    pub width: usize,
+}
+
+/// Storage for `num_blocks` blocks of `block_size` positions in every layer.
+pub struct KvCache {
+    layers: Vec<Vec<(CacheSpec, Slab)>>,
+    num_blocks: usize,
+    block_size: usize,
+    dtype: CacheDType,
+    /// Held by the one batch that may touch the slabs.
+    pub(crate) in_use: Mutex<()>,
+}
+
+impl KvCache {
+    /// Reserves the slabs; `layers[l]` lists what layer l keeps.
+    ///
+    /// # Errors
+    /// A size of zero or beyond memory.
+    pub fn new(
+        layers: &[Vec<CacheSpec>],
+        num_blocks: usize,
+        block_size: usize,
+        dtype: CacheDType,
+    ) -> Result<Self, KernelError> {
+        if block_size == 0 || num_blocks == 0 || u32::try_from(num_blocks).is_err() {
+            return Err(KernelError::Invalid {
+                what: "the cache",
+                problem: format!("needs blocks: {num_blocks} of {block_size} positions"),
+            });
+        }
+        let slab = |spec: &CacheSpec| {
+            let bytes = [spec.heads, spec.width, num_blocks, block_size, dtype.bytes()]
+                .into_iter()
+                .try_fold(1usize, usize::checked_mul)
+                .ok_or(KernelError::Memory { what: "the cache", bytes: usize::MAX })?;
+            Ok::<_, KernelError>((spec.clone(), Slab::new(bytes)?))
+        };
+        let layers = layers
+            .iter()
+            .map(|specs| specs.iter().map(slab).collect())
+            .collect::<Result<_, KernelError>>()?;
+        Ok(Self { layers, num_blocks, block_size, dtype, in_use: Mutex::new(()) })
+    }
+
+    /// Positions a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Number of blocks.
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    /// How entries are stored.
+    pub fn dtype(&self) -> CacheDType {
+        self.dtype
+    }
+
+    /// Bytes reserved.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().flatten().map(|(_, slab)| slab.bytes).sum()
+    }
+
+    pub(crate) fn spec(&self, layer: usize, spec: usize) -> &CacheSpec {
+        &self.layers[layer][spec].0
+    }
+
+    /// Element index of (block, head, slot), in elements.
+    pub(crate) fn at(&self, spec: &CacheSpec, block: u32, head: usize, slot: usize) -> usize {
+        ((block as usize * spec.heads + head) * self.block_size + slot) * spec.width
+    }
+
+    /// Start of a slab.
+    pub(crate) fn slab(&self, layer: usize, spec: usize) -> *mut u8 {
+        self.layers[layer][spec].1.start.as_ptr()
+    }
+
+    /// Stores a vector at an element index.
+    ///
+    /// # Safety
+    /// `in_use` is held, the place lies in the slab and nobody else touches it.
+    pub(crate) unsafe fn store(&self, layer: usize, spec: usize, at: usize, x: &[f32]) {
+        let slab = self.slab(layer, spec);
+        match self.dtype {
+            // SAFETY: the caller's.
+            CacheDType::F32 => unsafe {
+                std::ptr::copy_nonoverlapping(x.as_ptr(), slab.cast::<f32>().add(at), x.len());
+            },
+            CacheDType::F16 => {
+                for (i, v) in x.iter().enumerate() {
+                    // SAFETY: the caller's.
+                    unsafe { *slab.cast::<f16>().add(at + i) = f16::from_f32(*v) };
+                }
+            }
+        }
+    }
+}
+
+/// Zeroed memory of fixed size, 64-byte aligned.
+struct Slab {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: plain memory; who may touch it is decided by `KvCache::in_use`.
+unsafe impl Send for Slab {}
+// SAFETY: as above.
+unsafe impl Sync for Slab {}
+
+impl Slab {
+    fn layout(bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes.max(64), 64).ok()
+    }
+
+    fn new(bytes: usize) -> Result<Self, KernelError> {
+        let memory = || KernelError::Memory { what: "the cache", bytes };
+        let layout = Self::layout(bytes).ok_or_else(memory)?;
+        // SAFETY: the layout is not empty.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(memory)?;
+        Ok(Self { start, bytes })
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        if let Some(layout) = Self::layout(self.bytes) {
+            // SAFETY: allocated in `new` with this layout.
+            unsafe { dealloc(self.start.as_ptr(), layout) };
+        }
+    }
+}

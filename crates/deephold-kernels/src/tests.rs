@@ -1,0 +1,246 @@
+//! Properties of every op: one result whatever the batch, the threads and the instruction set.
+
+use std::sync::Arc;
+
+use deephold_quant::DType;
+
+use crate::*;
+
+/// SplitMix64; values in -1..1.
+pub(crate) fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn ops(isa: Isa, threads: usize) -> Ops {
+    Ops::new(isa, Arc::new(ThreadPool::new(PoolOptions { threads, pin: false })))
+}
+
+/// Every available instruction set with several thread counts.
+fn machines() -> Vec<Ops> {
+    for isa in [Isa::Avx2, Isa::Avx512, Isa::Neon] {
+        if !isa.is_available() {
+            println!("SKIPPED: {isa} is not available here");
+        }
+    }
+    Isa::available().into_iter().flat_map(|isa| [1, 2, 3, 7].map(|t| ops(isa, t))).collect()
+}
+
+fn bits(t: &Tensor) -> Vec<u32> {
+    t.data().iter().map(|x| x.to_bits()).collect()
+}
+
+fn dense(dtype: DType, n: usize, k: usize, x: &[f32]) -> PackedMatrix {
+    let pool = ThreadPool::new(PoolOptions { threads: 2, pin: false });
+    let bytes: Vec<u8> = match dtype {
+        DType::F32 => x.iter().flat_map(|v| v.to_ne_bytes()).collect(),
+        DType::F16 => x.iter().flat_map(|v| half::f16::from_f32(*v).to_ne_bytes()).collect(),
+        _ => x.iter().flat_map(|v| half::bf16::from_f32(*v).to_ne_bytes()).collect(),
+    };
+    PackedMatrix::pack(&pool, dtype, n, k, &bytes).unwrap()
+}
+
+#[test]
+fn a_dense_product_is_one_chain_of_fused_multiply_adds() {
+    for (n, k) in [(1, 1), (15, 7), (16, 16), (17, 33), (40, 100)] {
+        let weights: Vec<f32> = noise(1, n * k).iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            // bf16 values in -1..1 with 8 bits are exact in f16 unless tiny: take what f16 keeps.
+            let weights: Vec<f32> = match dtype {
+                DType::F16 => weights.iter().map(|x| half::f16::from_f32(*x).to_f32()).collect(),
+                _ => weights.clone(),
+            };
+            let w = dense(dtype, n, k, &weights);
+            for rows in [0, 1, 5, 6, 7, 13] {
+                let x = noise(2, rows * k);
+                let mut expected = Vec::new();
+                for t in 0..rows {
+                    for j in 0..n {
+                        let mut acc = 0f32;
+                        for i in 0..k {
+                            acc = weights[j * k + i].mul_add(x[t * k + i], acc);
+                        }
+                        expected.push(acc.to_bits());
+                    }
+                }
+                for ops in machines() {
+                    let x = ops.tensor_from(rows, k, &x);
+                    assert_eq!(bits(&ops.linear(&w, &Act::new(&x))), expected, "{dtype:?} {n} {k} {rows}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fp8_equals_its_decoded_matrix() {
+    let (n, k, block) = (20usize, 37usize, (16usize, 16usize));
+    let pool = ThreadPool::new(PoolOptions::default());
+    let codes: Vec<u8> = (0..n * k).map(|i| (i * 7 % 126) as u8 | ((i as u8 & 1) << 7)).collect();
+    let scales = noise(3, n.div_ceil(block.0) * k.div_ceil(block.1));
+    let decoded: Vec<f32> = (0..n * k)
+        .map(|i| {
+            let scale = scales[i / k / block.0 * k.div_ceil(block.1) + i % k / block.1];
+            deephold_quant::f8e4m3_to_f32(codes[i]) * scale
+        })
+        .collect();
+    let packed = PackedMatrix::pack_fp8(&pool, n, k, &codes, &scales, block).unwrap();
+    let plain = PackedMatrix::pack_f32(&pool, n, k, &decoded).unwrap();
+    for ops in machines() {
+        for rows in [1, 4, 9] {
+            let x = ops.tensor_from(rows, k, &noise(4, rows * k));
+            let act = Act::new(&x);
+            assert_eq!(bits(&ops.linear(&packed, &act)), bits(&ops.linear(&plain, &act)));
+        }
+    }
+    assert!(PackedMatrix::pack_fp8(&pool, n, k, &codes, &scales[1..], block).is_err());
+    assert!(PackedMatrix::pack(&pool, DType::F32, n, k, &[0; 3]).is_err());
+}
+
+/// A small grouped-query or latent attention over random entries, in chunks.
+fn attend(ops: &Ops, chunks: &[usize], mla: bool, dtype: CacheDType) -> Vec<u32> {
+    let (heads, kv_heads, width) = (4, if mla { 1 } else { 2 }, if mla { 40 } else { 24 });
+    let k = CacheSpec { name: "k", heads: kv_heads, width };
+    let layers = if mla { vec![vec![k]] } else { vec![vec![k.clone(), k]] };
+    let total: usize = chunks.iter().sum();
+    let cache = KvCache::new(&layers, 20, 16, dtype).unwrap();
+    let q = noise(5, total * heads * width);
+    let kv = noise(6, total * kv_heads * width);
+    let mut out = Vec::new();
+    let mut done = 0;
+    for chunk in chunks {
+        let block_table = vec![7, 3, 11, 2, 5, 1, 0, 4];
+        let seqs = [SeqRows { rows: 0..*chunk, num_computed: done, block_table }];
+        let ctx = AttentionContext::new(ops, &cache, &seqs);
+        let rows = |x: &[f32], w: usize| ops.tensor_from(*chunk, w, &x[done * w..][..chunk * w]);
+        ctx.write(0, 0, &rows(&kv, kv_heads * width));
+        let q = rows(&q, heads * width);
+        let y = if mla {
+            ctx.attend_mla(0, &q, 32, 0.3, None)
+        } else {
+            ctx.write(0, 1, &rows(&kv, kv_heads * width));
+            ctx.attend_gqa(0, &q, 0.3)
+        };
+        out.extend(bits(&y));
+        done += chunk;
+    }
+    out
+}
+
+#[test]
+fn attention_does_not_depend_on_chunks_threads_or_instructions() {
+    for mla in [false, true] {
+        for dtype in [CacheDType::F32, CacheDType::F16] {
+            let expected = attend(&ops(Isa::Scalar, 1), &[100], mla, dtype);
+            for ops in machines() {
+                for chunks in [&[100][..], &[1; 100], &[5; 20], &[64, 36], &[17, 1, 82]] {
+                    assert!(attend(&ops, chunks, mla, dtype) == expected, "{:?} {chunks:?}", ops.isa());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_is_the_softmax_average() {
+    let ops = ops(Isa::detect(), 2);
+    let got = attend(&ops, &[50], false, CacheDType::F32);
+    let (q, kv) = (noise(5, 50 * 96), noise(6, 50 * 48));
+    for t in 0..50 {
+        for h in 0..4 {
+            let q = &q[t * 96 + h * 24..][..24];
+            let key = |s: usize| &kv[s * 48 + h / 2 * 24..][..24];
+            let score = |s: usize| {
+                0.3 * q.iter().zip(key(s)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+            };
+            let weights: Vec<f64> = (0..=t).map(|s| score(s).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            for d in 0..24 {
+                let expected: f64 =
+                    weights.iter().enumerate().map(|(s, w)| w / sum * f64::from(key(s)[d])).sum();
+                let got = f64::from(f32::from_bits(got[t * 96 + h * 24 + d]));
+                // 24-term dot products and 50-term averages of values below 1: 100 roundings of 2^-24.
+                assert!((got - expected).abs() < 100.0 * 6e-8, "{t} {h} {d}: {got} {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn elementwise_ops_agree_on_every_instruction_set() {
+    for cols in [1, 15, 16, 17, 64, 100] {
+        let mut x = noise(7, 3 * cols);
+        x[0] = -0.0;
+        let mut run = Vec::new();
+        for ops in machines() {
+            let t = ops.tensor_from(3, cols, &x);
+            let w = noise(8, cols);
+            let mut all = bits(&ops.rms_norm(&t, &w, 1e-6));
+            all.extend(bits(&ops.layer_norm(&t, &w, &w, 1e-6)));
+            all.extend(bits(&ops.silu_mul(&t, &t)));
+            run.push(all);
+        }
+        assert!(run.windows(2).all(|w| w[0] == w[1]), "{cols}");
+    }
+    let ops = ops(Isa::detect(), 1);
+    let t = ops.tensor_from(1, 4, &[f32::NAN, f32::INFINITY, -100.0, 0.0]);
+    let one = ops.tensor_from(1, 4, &[1.0; 4]);
+    let y = ops.silu_mul(&t, &one);
+    assert!(y.data()[0].is_nan() && y.data()[1] == f32::INFINITY && y.data()[3] == 0.0);
+    assert!(y.data()[2].abs() < 1e-30);
+}
+
+#[test]
+fn experts_are_chosen_grouped_and_summed_by_rank() {
+    let ops = ops(Isa::detect(), 3);
+    let spec = RouteSpec {
+        scoring: Scoring::Sigmoid,
+        top_k: 2,
+        n_group: 2,
+        topk_group: 1,
+        group_score: GroupScore::Top2Sum,
+        norm_topk_prob: true,
+        norm_eps: 0.0,
+        routed_scaling_factor: 2.0,
+    };
+    // Group 0 has the best expert, group 1 the better pair.
+    let logits = ops.tensor_from(2, 4, &[3.0, -9.0, 2.0, 2.0, -9.0, -9.0, 1.0, 0.0]);
+    let plan = ops.route(&logits, None, &spec);
+    assert_eq!(plan.groups(), [(2, 0..2), (3, 2..4)]);
+    assert_eq!(plan.row_tokens(), [0, 1, 0, 1]);
+    let pool = ops.pool();
+    let w: Vec<PackedMatrix> =
+        (0..4).map(|e| PackedMatrix::pack_f32(pool, 1, 1, &[e as f32]).unwrap()).collect();
+    let x = ops.tensor_from(2, 1, &[10.0, 100.0]);
+    let y = ops.moe_linear(&w, &Act::new(&x), &plan, RowsAre::Tokens);
+    assert_eq!(y.data(), [20.0, 200.0, 30.0, 300.0]);
+    let mut out = ops.zeros(2, 1);
+    ops.moe_combine(&y, &plan, &mut out);
+    assert_eq!(out.data()[0], 50.0);
+}
+
+#[test]
+fn rope_turns_pairs_and_keeps_lengths() {
+    let ops = ops(Isa::detect(), 2);
+    let table = RopeTable::new(&[1.0, 0.1], 1.0);
+    let x = noise(9, 2 * 6);
+    for style in [RopeStyle::Half, RopeStyle::Interleaved] {
+        let mut y = ops.tensor_from(2, 6, &x);
+        let slice = RopeSlice { col0: 1, stride: 4, heads: 1, dim: 4 };
+        ops.rope(&mut y, slice, &[0, 300], &table, style);
+        assert_eq!(y.row(0), &x[..6]);
+        let (i, j) = if style == RopeStyle::Half { (1, 3) } else { (1, 2) };
+        let (a, b) = (f64::from(x[6 + i]), f64::from(x[6 + j]));
+        let expected = a * 300f64.cos() - b * 300f64.sin();
+        assert!((f64::from(y.row(1)[i]) - expected).abs() < 1e-6);
+        assert_eq!(y.row(1)[0], x[6]);
+    }
+}
