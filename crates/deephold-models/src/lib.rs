@@ -1,1 +1,180 @@
-//! See the crate's description; filled in by its first slice.
+//! DeepSeek-family models, one file a family, each reading like its paper.
+//!
+//! A family is a validated configuration, a list of tensors with shapes, and layers whose forward pass is written in
+//! numbered steps. All arithmetic goes through `deephold-kernels`; no file here knows a block table, a thread count or a
+//! weight format. To add a family: one file, one line in `FAMILIES`, one golden folder.
+//!
+//! Shapes in comments: T tokens, H hidden, Nq query heads, Nkv key heads, D head columns, R latent rank, I intermediate,
+//! E experts, V vocabulary.
+
+mod config;
+mod decoder;
+mod error;
+mod info;
+mod layers;
+mod loader;
+mod tensors;
+
+mod deepseek_v2;
+mod deepseek_v3;
+mod deepseek_v32;
+mod llama;
+mod qwen2;
+mod qwen3;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use deephold_base::TokenId;
+use deephold_kernels::{AttentionContext, CacheSpec, Ops, Tensor};
+use deephold_weights::Checkpoint;
+
+pub use error::ModelError;
+pub use info::{Description, FormatShare, ModelInfo};
+pub use loader::{LoadOptions, Progress, RopePrecision};
+pub use tensors::{ExpectedTensor, ignored_tensor};
+
+use config::{Section, fp8_block};
+use decoder::{Decoder, Family};
+use loader::Loader;
+use tensors::TensorList;
+
+/// A loaded model: token ids in, logits out.
+pub trait Model: Send + Sync {
+    /// Sizes and remarks.
+    fn info(&self) -> &ModelInfo;
+
+    /// What each layer keeps for each position, one entry a kind of cache.
+    fn cache_layers(&self) -> Vec<Vec<CacheSpec>>;
+
+    /// One pass over the batch's T rows; logits [logits_rows.len(), V] of the rows asked for, in that order.
+    ///
+    /// # Errors
+    /// [`ModelError::Token`] for an id beyond the vocabulary, [`ModelError::Row`] for a row beyond the batch.
+    fn forward(
+        &self,
+        ctx: &AttentionContext<'_>,
+        tokens: &[TokenId],
+        logits_rows: &[usize],
+    ) -> Result<Tensor, ModelError>;
+}
+
+/// `architectures[0]`, `model_type`, and how a configuration is read.
+struct Entry(&'static str, &'static str, fn(&Section<'_>) -> Result<Box<dyn Family>, ModelError>);
+
+const FAMILIES: &[Entry] = &[
+    Entry("LlamaForCausalLM", "llama", llama::parse),
+    Entry("Qwen2ForCausalLM", "qwen2", qwen2::parse),
+    Entry("Qwen3ForCausalLM", "qwen3", qwen3::parse),
+    Entry("DeepseekV2ForCausalLM", "deepseek_v2", deepseek_v2::parse),
+    Entry("DeepseekV3ForCausalLM", "deepseek_v3", deepseek_v3::parse),
+    Entry("DeepseekV32ForCausalLM", "deepseek_v32", deepseek_v32::parse),
+];
+
+/// The architectures that [`load`] knows, as config.json names them.
+pub fn supported_architectures() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|e| e.0)
+}
+
+/// Loads a model; tensors are packed one at a time straight from the mapped files. The embedding table stays mapped,
+/// so the model keeps the checkpoint alive.
+///
+/// # Errors
+/// A configuration or tensor that does not fit, named; nothing is packed before every shape is checked.
+pub fn load(
+    checkpoint: &Arc<Checkpoint>,
+    ops: &Ops,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Box<dyn Model>, ModelError> {
+    let opened = open(checkpoint)?;
+    let list = opened.list(checkpoint);
+    list.check()?;
+    let info = ModelInfo::new(&opened.architecture, &*opened.family, &list.items, checkpoint);
+    let stored = |t: &ExpectedTensor| checkpoint.tensor(&t.name).map_or(0, |v| v.bytes().len() as u64);
+    let total_bytes = list.items.iter().map(stored).sum();
+    let mut loader = Loader::new(checkpoint, ops, options, opened.fp8_block, total_bytes, progress);
+    Ok(Box::new(Decoder::load(checkpoint, &*opened.family, &mut loader, info)?))
+}
+
+/// What a checkpoint is, from its configuration and headers alone.
+///
+/// # Errors
+/// A configuration that is not an object or names no architecture at all.
+pub fn describe(checkpoint: &Checkpoint) -> Result<Description, ModelError> {
+    let formats = info::formats(checkpoint);
+    let weights_bytes = formats.iter().map(|f| f.bytes).sum();
+    let architecture = architecture(&Section::root(checkpoint.config())?)?;
+    let mut out = Description { architecture, info: None, formats, weights_bytes, unsupported: Vec::new() };
+    match open(checkpoint) {
+        Ok(opened) => {
+            let list = opened.list(checkpoint);
+            if let Err(error) = list.check() {
+                out.unsupported.push(error.to_string());
+            }
+            out.info = Some(ModelInfo::new(&opened.architecture, &*opened.family, &list.items, checkpoint));
+        }
+        Err(error) => out.unsupported.push(error.to_string()),
+    }
+    Ok(out)
+}
+
+/// Every tensor that the configuration calls for, with its shape.
+///
+/// # Errors
+/// As [`load`], for the configuration.
+pub fn expected_tensors(checkpoint: &Checkpoint) -> Result<Vec<ExpectedTensor>, ModelError> {
+    Ok(open(checkpoint)?.list(checkpoint).items)
+}
+
+struct Opened {
+    architecture: String,
+    family: Box<dyn Family>,
+    fp8_block: Option<(usize, usize)>,
+}
+
+impl Opened {
+    fn list<'a>(&self, checkpoint: &'a Checkpoint) -> TensorList<'a> {
+        let mut list = TensorList::new(checkpoint, self.fp8_block);
+        decoder::tensors(&*self.family, &mut list);
+        list
+    }
+}
+
+fn open(checkpoint: &Checkpoint) -> Result<Opened, ModelError> {
+    let c = Section::root(checkpoint.config())?;
+    let architecture = architecture(&c)?;
+    let family = parse_family(&c, &architecture)?;
+    Ok(Opened { architecture, family, fp8_block: fp8_block(&c)? })
+}
+
+/// `architectures[0]`, else `model_type`.
+fn architecture(c: &Section<'_>) -> Result<String, ModelError> {
+    if let Some(first) = c.opt_texts("architectures")?.and_then(|names| names.first().copied()) {
+        return Ok(first.to_owned());
+    }
+    match c.opt_text("model_type")? {
+        Some(kind) => Ok(FAMILIES.iter().find(|e| e.1 == kind).map_or(kind, |e| e.0).to_owned()),
+        None => Err(c.bad("architectures", "is missing, and so is `model_type`")),
+    }
+}
+
+fn parse_family(c: &Section<'_>, architecture: &str) -> Result<Box<dyn Family>, ModelError> {
+    let model_type = c.opt_text("model_type")?;
+    let entry = FAMILIES
+        .iter()
+        .find(|e| e.0 == architecture)
+        .or_else(|| FAMILIES.iter().find(|e| Some(e.1) == model_type));
+    if let Some(entry) = entry {
+        return (entry.2)(c);
+    }
+    let is_v4 = architecture == "DeepseekV4ForCausalLM" || model_type == Some("deepseek_v4");
+    let hint = if is_v4 { "; DeepSeek-V4 is recognised and comes next" } else { "" };
+    Err(ModelError::UnknownArchitecture {
+        found: architecture.chars().take(80).collect(),
+        supported: supported_architectures().collect::<Vec<_>>().join(", "),
+        hint: hint.to_owned(),
+    })
+}
