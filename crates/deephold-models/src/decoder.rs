@@ -19,7 +19,8 @@ use crate::loader::Loader;
 use crate::tensors::TensorList;
 use crate::{Model, ModelError};
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Token id -> row.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// A validated configuration of one family.
 pub(crate) trait Family: Send + Sync {

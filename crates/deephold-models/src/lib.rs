@@ -93,8 +93,13 @@ pub fn load(
     let list = opened.list(checkpoint);
     list.check()?;
     let info = ModelInfo::new(&opened.architecture, &*opened.family, &list.items, checkpoint);
+    // Scales travel with their matrices, and the embedding is packed only where it is the head as well.
+    let stays = |t: &&ExpectedTensor| {
+        t.active_share.0 == 0
+            || (t.name == decoder::EMBEDDING && !opened.family.decoder().tie_word_embeddings)
+    };
     let stored = |t: &ExpectedTensor| checkpoint.tensor(&t.name).map_or(0, |v| v.bytes().len() as u64);
-    let total_bytes = list.items.iter().map(stored).sum();
+    let total_bytes = list.items.iter().filter(|t| !stays(t)).map(stored).sum();
     let mut loader = Loader::new(checkpoint, ops, options, opened.fp8_block, total_bytes, progress);
     Ok(Box::new(Decoder::load(checkpoint, &*opened.family, &mut loader, info)?))
 }

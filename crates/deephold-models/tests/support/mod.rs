@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test file uses a part.
 
+pub(crate) mod naive_v32;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,12 +17,12 @@ const BLOCK_SIZE: usize = 16;
 const NUM_BLOCKS: usize = 128;
 
 /// Kernels on `threads` threads, with what this machine has.
-pub fn ops(threads: usize) -> Ops {
+pub(crate) fn ops(threads: usize) -> Ops {
     Ops::new(Isa::detect(), Arc::new(ThreadPool::new(PoolOptions { threads, pin: false })))
 }
 
 /// Loads a folder or file.
-pub fn load(path: &Path, ops: &Ops, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
+pub(crate) fn load(path: &Path, ops: &Ops, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
     let checkpoint = Arc::new(Checkpoint::open(path)?);
     deephold_models::load(&checkpoint, ops, options, &mut |_| {})
 }
@@ -33,7 +35,7 @@ struct Sequence {
 }
 
 /// A model, its cache and the sequences that share it.
-pub struct Driver<'a> {
+pub(crate) struct Driver<'a> {
     model: &'a dyn Model,
     ops: &'a Ops,
     cache: KvCache,
@@ -43,7 +45,7 @@ pub struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     /// An f32 cache whose blocks are handed out in a shuffled order.
-    pub fn new(model: &'a dyn Model, ops: &'a Ops) -> Self {
+    pub(crate) fn new(model: &'a dyn Model, ops: &'a Ops) -> Self {
         let cache =
             KvCache::new(&model.cache_layers(), NUM_BLOCKS, BLOCK_SIZE, CacheDType::F32).expect("a cache");
         let mut free: Vec<u32> = (0..NUM_BLOCKS as u32).collect();
@@ -55,24 +57,24 @@ impl<'a> Driver<'a> {
     }
 
     /// Adds a sequence; returns its number.
-    pub fn add(&mut self, tokens: &[u32]) -> usize {
+    pub(crate) fn add(&mut self, tokens: &[u32]) -> usize {
         self.sequences.push(Sequence { tokens: tokens.to_vec(), computed: 0, table: Vec::new() });
         self.sequences.len() - 1
     }
 
     /// Appends a token to a sequence.
-    pub fn push(&mut self, sequence: usize, token: u32) {
+    pub(crate) fn push(&mut self, sequence: usize, token: u32) {
         self.sequences[sequence].tokens.push(token);
     }
 
     /// Tokens of a sequence that are not in the cache yet.
-    pub fn pending(&self, sequence: usize) -> usize {
+    pub(crate) fn pending(&self, sequence: usize) -> usize {
         let s = &self.sequences[sequence];
         s.tokens.len() - s.computed
     }
 
     /// One batch: the next `n` tokens of each (sequence, n). Logits of every row, in the order of the parts.
-    pub fn step(&mut self, parts: &[(usize, usize)]) -> Vec<Vec<f32>> {
+    pub(crate) fn step(&mut self, parts: &[(usize, usize)]) -> Vec<Vec<f32>> {
         let (mut tokens, mut seqs) = (Vec::new(), Vec::new());
         for (sequence, n) in parts {
             let s = &mut self.sequences[*sequence];
@@ -96,7 +98,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Computes all pending tokens of one sequence in chunks of at most `chunk`.
-    pub fn finish(&mut self, sequence: usize, chunk: usize) -> Vec<Vec<f32>> {
+    pub(crate) fn finish(&mut self, sequence: usize, chunk: usize) -> Vec<Vec<f32>> {
         let mut out = Vec::new();
         while self.pending(sequence) > 0 {
             out.extend(self.step(&[(sequence, self.pending(sequence).min(chunk))]));
@@ -105,7 +107,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Appends `n` greedy tokens; `self.finish` must not have run for the sequence.
-    pub fn greedy(&mut self, sequence: usize, n: usize) -> Vec<u32> {
+    pub(crate) fn greedy(&mut self, sequence: usize, n: usize) -> Vec<u32> {
         let mut logits = self.finish(sequence, usize::MAX);
         let mut ids = Vec::new();
         while ids.len() < n {
@@ -119,7 +121,7 @@ impl<'a> Driver<'a> {
 }
 
 /// Logits of one prompt computed in chunks of at most `chunk`.
-pub fn logits(model: &dyn Model, ops: &Ops, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+pub(crate) fn logits(model: &dyn Model, ops: &Ops, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
     let mut driver = Driver::new(model, ops);
     let s = driver.add(tokens);
     driver.finish(s, chunk)
