@@ -13,7 +13,8 @@ use crate::layers::rope::RopeConfig;
 /// How to load.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Quantise matrices on the way in; those whose rows are not whole blocks of it, norms and routers stay as stored.
+    /// Quantise matrices on the way in, one tensor in float32 at a time beside the packed weights. Matrices whose rows are
+    /// not whole blocks of it, norms, routers and the two halves of `kv_b_proj` stay as stored.
     pub quantize_to: Option<DType>,
     /// Precision of the rope frequencies.
     pub rope_precision: RopePrecision,

@@ -139,7 +139,8 @@ fn hostile_values_are_refused_by_name() {
 
 #[test]
 fn sizes_that_do_not_fit_each_other_are_refused() {
-    let cases: [(&str, &[(&str, Value)], &str); 9] = [
+    type Case<'a> = (&'a str, &'a [(&'a str, Value)], &'a str);
+    let cases: [Case<'_>; 9] = [
         ("r1-distill-llama", &[("num_key_value_heads", json!(3))], "num_key_value_heads"),
         ("r1-distill-llama", &[("head_dim", json!(15))], "head_dim"),
         ("r1-distill-qwen", &[("num_attention_heads", json!(6))], "num_attention_heads"),
