@@ -219,6 +219,7 @@ impl Moe {
 }
 
 /// Dense or with experts.
+#[allow(clippy::large_enum_variant, reason = "one a layer, never moved")]
 pub(crate) enum FeedForward {
     Dense(Mlp),
     Sparse(Moe),
