@@ -1,2 +1,40 @@
-//! Repository tasks.
-fn main() {}
+//! Repository tasks: `cargo xtask tidy` and `cargo xtask licenses`.
+
+mod licenses;
+mod metadata;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let task = std::env::args().nth(1).unwrap_or_default();
+    let found = match task.as_str() {
+        "tidy" => tidy::check(&root()),
+        "licenses" => licenses::check(&root()),
+        _ => {
+            eprintln!("usage: cargo xtask tidy | licenses");
+            return ExitCode::from(2);
+        }
+    };
+    match found {
+        Ok(problems) if problems.is_empty() => {
+            println!("{task}: nothing to report");
+            ExitCode::SUCCESS
+        }
+        Ok(problems) => {
+            problems.iter().for_each(|p| eprintln!("{p}"));
+            eprintln!("{task}: {} to mend", problems.len());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace root.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(1).unwrap_or(Path::new(".")).to_path_buf()
+}
