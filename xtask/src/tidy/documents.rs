@@ -48,10 +48,10 @@ fn numbering(files: &[File]) -> Vec<String> {
     found
 }
 
-/// Both READMEs have sections of the same levels in the same order.
+/// Where both READMEs exist, they have sections of the same levels in the same order.
 fn parity(files: &[File]) -> Option<String> {
     let levels = |path: &str| files.iter().find(|f| f.path == path).map(|f| heading_levels(&f.text));
-    let (english, chinese) = (levels("README.md")?, levels("README.zh-CN.md").unwrap_or_default());
+    let (english, chinese) = (levels("README.md")?, levels("README.zh-CN.md")?);
     (english != chinese).then(|| {
         format!(
             "README.zh-CN.md: {} sections, README.md has {}: same levels in the same order",
