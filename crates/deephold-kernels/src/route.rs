@@ -93,7 +93,7 @@ impl ExpertPlan {
 }
 
 impl Ops {
-    /// Chooses experts from `logits`, [T, E]; `bias`, [E], is added for the choice only.
+    /// Chooses experts from `logits`, \[T, E\]; `bias`, \[E\], is added for the choice only.
     pub fn route(&self, logits: &Tensor, bias: Option<&[f32]>, spec: &RouteSpec) -> ExpertPlan {
         let experts = logits.cols();
         let mut scratch = Scratch::default();
@@ -104,7 +104,7 @@ impl Ops {
         ExpertPlan::new(experts, spec.top_k, &chosen)
     }
 
-    /// out[token] += weight * y[pair], a token's ranks from first to last.
+    /// out\[token\] += weight * y\[pair\], a token's ranks from first to last.
     pub fn moe_combine(&self, y: &Tensor, plan: &ExpertPlan, out: &mut Tensor) {
         assert!(
             y.cols() == out.cols() && plan.pair_rows.len() == out.rows() * plan.top_k,

@@ -82,12 +82,12 @@ impl Tensor {
         }
     }
 
-    /// Row `i`, [cols].
+    /// Row `i`, \[cols\].
     pub fn row(&self, i: usize) -> &[f32] {
         &self.data()[i * self.cols..][..self.cols]
     }
 
-    /// Row `i`, [cols].
+    /// Row `i`, \[cols\].
     pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
         let cols = self.cols;
         &mut self.data_mut()[i * cols..][..cols]

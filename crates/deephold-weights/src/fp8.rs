@@ -1,6 +1,6 @@
 //! DeepSeek's native FP8: E4M3 weights, one float32 scale (`weight_scale_inv`) for each block of 128 x 128.
 //!
-//! value[n][k] = fp8[n][k] * scale_inv[n / 128][k / 128]. Source: the published `inference/kernel.py` of DeepSeek-V3.
+//! value\[n\]\[k\] = fp8\[n\]\[k\] * scale_inv\[n / 128\]\[k / 128\]. Source: the published `inference/kernel.py` of DeepSeek-V3.
 
 use std::path::Path;
 

@@ -66,7 +66,7 @@ impl<'a> AttentionContext<'a> {
         self.ops
     }
 
-    /// Position of each row, [T].
+    /// Position of each row, \[T\].
     pub fn positions(&self) -> &[u32] {
         &self.positions
     }
