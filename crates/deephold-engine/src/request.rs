@@ -1,0 +1,184 @@
+//! What callers ask and get.
+
+use std::time::Duration;
+
+use deephold_base::TokenId;
+
+use crate::EngineError;
+
+/// A caller's name for a request; unique while it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// A prompt and what to do with it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Name.
+    pub id: RequestId,
+    /// Token ids; at least one.
+    pub prompt: Vec<TokenId>,
+    /// How to choose tokens and when to stop.
+    pub params: SamplingParams,
+    /// Requests share cached prefixes only with those of the same salt.
+    pub cache_salt: Vec<u8>,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Time on the engine's clock after which the request ends as it is.
+    pub deadline: Option<Duration>,
+}
+
+impl Request {
+    /// A request with defaults for everything else.
+    pub fn new(id: u64, prompt: Vec<TokenId>, params: SamplingParams) -> Self {
+        Self { id: RequestId(id), prompt, params, cache_salt: Vec::new(), priority: 0, deadline: None }
+    }
+}
+
+/// How tokens are chosen and when a sequence ends. Meanings and ranges are vLLM's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// Tokens of the answer at most; cut to what the context leaves.
+    pub max_tokens: usize,
+    /// No end before this many tokens.
+    pub min_tokens: usize,
+    /// 0 takes the best token, the lowest id of equals.
+    pub temperature: f32,
+    /// Only the k best; 0 for all.
+    pub top_k: usize,
+    /// Only the best that together reach this probability.
+    pub top_p: f32,
+    /// Only those at least this fraction as likely as the best.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens in prompt or answer.
+    pub repetition_penalty: f32,
+    /// Taken off the logits of tokens in the answer.
+    pub presence_penalty: f32,
+    /// Taken off the logits of tokens in the answer, times their count.
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Same seed, same answer, whatever the batch; none draws one.
+    pub seed: Option<u64>,
+    /// Tokens that end the answer.
+    pub stop_token_ids: Vec<TokenId>,
+    /// Go on past `stop_token_ids`.
+    pub ignore_eos: bool,
+    /// Log probabilities of the chosen token and of this many best; natural logarithms of the model's own distribution,
+    /// before penalties and temperature.
+    pub logprobs: Option<usize>,
+    /// Answers to the same prompt.
+    pub n: usize,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            max_tokens: 256,
+            min_tokens: 0,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            n: 1,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// [`EngineError::Parameter`] names the first that is outside.
+    pub fn validate(&self, vocab_size: usize) -> Result<(), EngineError> {
+        let bad = |param, problem| Err(EngineError::Parameter { param, problem });
+        let floats = [
+            ("temperature", self.temperature, 0.0, 100.0),
+            ("top_p", self.top_p, f32::MIN_POSITIVE, 1.0),
+            ("min_p", self.min_p, 0.0, 1.0),
+            ("repetition_penalty", self.repetition_penalty, 0.01, 100.0),
+            ("presence_penalty", self.presence_penalty, -100.0, 100.0),
+            ("frequency_penalty", self.frequency_penalty, -100.0, 100.0),
+        ];
+        for (param, value, low, high) in floats {
+            // Written so that NaN fails.
+            if !(value >= low && value <= high) {
+                return bad(param, format!("= {value} must be {low}..={high}"));
+            }
+        }
+        let counts = [
+            ("max_tokens", self.max_tokens, 1, usize::MAX),
+            ("n", self.n, 1, 128),
+            ("logprobs", self.logprobs.unwrap_or(0), 0, 1000),
+            ("stop_token_ids", self.stop_token_ids.len(), 0, 1024),
+            ("logit_bias", self.logit_bias.len(), 0, vocab_size),
+        ];
+        for (param, value, low, high) in counts {
+            if value < low || value > high {
+                return bad(param, format!("= {value} must be {low}..={high}"));
+            }
+        }
+        for (token, bias) in &self.logit_bias {
+            if *token as usize >= vocab_size {
+                return bad(
+                    "logit_bias",
+                    format!("names token {token}, beyond the vocabulary of {vocab_size}"),
+                );
+            }
+            if bias.is_nan() {
+                return bad("logit_bias", format!("of token {token} is NaN"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token.
+    Stop,
+    /// `max_tokens` or the context.
+    Length,
+    /// The caller.
+    Abort,
+    /// The deadline.
+    Deadline,
+    /// The model gave no usable logits, or the engine failed.
+    Error,
+}
+
+/// A chosen token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// Its id.
+    pub id: TokenId,
+    /// Its log probability, where asked for.
+    pub logprob: Option<f32>,
+    /// The best tokens and theirs, best first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// News of one sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestOutput {
+    /// Whose.
+    pub id: RequestId,
+    /// Which of `n`.
+    pub seq_idx: usize,
+    /// New tokens; a stop token is among them.
+    pub tokens: Vec<SampledToken>,
+    /// Set with the last output of the sequence.
+    pub finish_reason: Option<FinishReason>,
+    /// What went wrong, with [`FinishReason::Error`].
+    pub message: Option<String>,
+    /// Prompt tokens that came out of the prefix cache.
+    pub cached_tokens: usize,
+}

@@ -1,0 +1,6 @@
+//! The pure parts against naive models and seeded simulation; the whole engine with real models.
+
+mod pool;
+mod real;
+mod sampling;
+mod simulation;
