@@ -72,7 +72,8 @@ fn adjusted(logits: &[f32], p: &SamplingParams, tokens: &[TokenId], num_prompt: 
             *counts.entry(*t).or_default() += u32::from(i >= num_prompt);
         }
         for (token, count) in counts {
-            let x = &mut out[token as usize];
+            // A prompt may hold ids that the model has no row for.
+            let Some(x) = out.get_mut(token as usize) else { continue };
             *x = if *x > 0.0 { *x / p.repetition_penalty } else { *x * p.repetition_penalty };
             if count > 0 {
                 *x -= p.presence_penalty + p.frequency_penalty * count as f32;

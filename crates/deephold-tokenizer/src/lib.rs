@@ -1,1 +1,26 @@
-//! See the crate's description; filled in by its first slice.
+//! From text to token ids and back: tokenizers, chat templates, and what reads an answer as it streams.
+//!
+//! A [`Tokenizer`] comes from tokenizer.json or from the vocabulary inside a GGUF file. A [`ChatFormat`] turns messages
+//! into a prompt: the model's own Jinja template, or DeepSeek's published encodings for V3.2 and V4, which have none.
+//! Behind the engine, a [`Detokenizer`] turns ids into whole UTF-8, a [`ReasoningSplitter`] tells thinking from the answer,
+//! and a [`StopMatcher`] ends it at a stop string.
+
+mod chat;
+mod detokenizer;
+mod error;
+mod gguf;
+mod pieces;
+mod reasoning;
+mod sentencepiece;
+mod stop;
+mod tokenizer;
+
+#[cfg(test)]
+mod tests;
+
+pub use chat::{ChatFormat, ChatTemplate, DeepSeekEncoding, RenderOptions};
+pub use detokenizer::Detokenizer;
+pub use error::TokenizerError;
+pub use reasoning::{ReasoningSplitter, Segment};
+pub use stop::{StopMatcher, Stopped};
+pub use tokenizer::Tokenizer;

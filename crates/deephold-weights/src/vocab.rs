@@ -44,7 +44,7 @@ pub struct GgufVocab {
 
 impl GgufVocab {
     /// `None` where the file has no token list.
-    pub(crate) fn from_metadata(m: &Metadata) -> Option<Self> {
+    pub fn from_metadata(m: &Metadata) -> Option<Self> {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
         let tokens = match m.get(&key("tokens"))?.as_array()? {
             Array::String(tokens) => tokens.clone(),

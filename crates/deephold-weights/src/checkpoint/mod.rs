@@ -275,6 +275,15 @@ impl Checkpoint {
         self.tokenizer_json.clone()
     }
 
+    /// The text of tokenizer.json where a GGUF file carries it (`tokenizer.huggingface.json`): exact, where the vocabulary
+    /// alone leaves the pre-tokenizer open.
+    pub fn embedded_tokenizer_json(&self) -> Option<&[u8]> {
+        match self.metadata.as_ref()?.get("tokenizer.huggingface.json")? {
+            crate::gguf::Value::String(json) => Some(json),
+            _ => None,
+        }
+    }
+
     /// tokenizer_config.json.
     pub fn tokenizer_config(&self) -> Option<&Value> {
         self.tokenizer_config.as_ref()

@@ -1,0 +1,158 @@
+use super::shared;
+use deephold_weights::Checkpoint;
+use serde_json::{Value, json};
+
+use crate::{ChatFormat, ChatTemplate, DeepSeekEncoding, RenderOptions, Tokenizer};
+
+fn read(path: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(shared(path)).expect("file")).expect("JSON")
+}
+
+#[test]
+fn every_published_template_renders_as_the_reference() {
+    let names = [
+        "qwen2.5",
+        "qwen3",
+        "r1-distill-llama",
+        "r1-distill-qwen",
+        "r1-tools",
+        "v3.1",
+        "v3.2",
+        "v4",
+        "v4-flash-0731",
+    ];
+    let mut cases = 0;
+    for name in names {
+        let source = std::fs::read_to_string(shared(&format!("golden/chat/{name}.jinja"))).expect("template");
+        let template = ChatTemplate::with_markers(&source, None, None).expect("compiles");
+        for case in read(&format!("golden/chat/{name}.json")).as_array().expect("cases") {
+            let options = RenderOptions {
+                tools: Some(case["tools"].clone()),
+                add_generation_prompt: case["add_generation_prompt"].as_bool().expect("flag"),
+                variables: case["variables"].as_object().expect("variables").clone(),
+                ..RenderOptions::default()
+            };
+            let text = template.render(&case["messages"], &options).expect("renders");
+            assert_eq!(text, case["expected"].as_str().expect("text"), "{name}: {}", case["case"]);
+            cases += 1;
+        }
+    }
+    assert!(cases > 80, "{cases}");
+}
+
+/// Messages and tools of a fixture; a bare list has no tools.
+fn fixture(path: &str) -> (Value, Option<Value>) {
+    match read(path) {
+        Value::Object(mut map) => (map.remove("messages").expect("messages"), map.remove("tools")),
+        list => (list, None),
+    }
+}
+
+#[test]
+fn published_encodings_are_equal_byte_for_byte() {
+    let v32 = DeepSeekEncoding::V32;
+    let v4 = DeepSeekEncoding::V4;
+    for (encoding, input, output) in [
+        (v32, "deepseek_v32/test_input", "deepseek_v32/test_output_vllm_parity"),
+        (v32, "deepseek_v32/test_input_search_w_date", "deepseek_v32/test_output_search_w_date"),
+        (v4, "deepseek_v4/test_input_1", "deepseek_v4/test_output_1"),
+        (v4, "deepseek_v4/test_input_2", "deepseek_v4/test_output_2"),
+    ] {
+        let (messages, tools) = fixture(&format!("golden/chat/official/{input}.json"));
+        let options = RenderOptions { tools, thinking: Some(true), ..RenderOptions::default() };
+        let text = ChatFormat::DeepSeek(encoding).render(&messages, &options).expect("renders");
+        let expected =
+            std::fs::read_to_string(shared(&format!("golden/chat/official/{output}.txt"))).expect("text");
+        assert_eq!(text, expected, "{input}");
+    }
+}
+
+/// The V4 template takes arguments as text as well, as clients send them.
+#[test]
+fn the_v4_template_agrees_with_the_encoding() {
+    let source = std::fs::read_to_string(shared("golden/chat/v4.jinja")).expect("template");
+    let bos = "<｜begin▁of▁sentence｜>".to_owned();
+    let template = ChatFormat::Template(Box::new(
+        ChatTemplate::with_markers(&source, Some(bos), None).expect("compiles"),
+    ));
+    let encoding = ChatFormat::DeepSeek(DeepSeekEncoding::V4);
+    for input in ["test_input_1", "test_input_2"] {
+        let (messages, tools) = fixture(&format!("golden/chat/official/deepseek_v4/{input}.json"));
+        for thinking in [true, false] {
+            for add_generation_prompt in [true, false] {
+                let tools = tools.clone();
+                let o = RenderOptions {
+                    tools,
+                    add_generation_prompt,
+                    thinking: Some(thinking),
+                    ..Default::default()
+                };
+                let a = template.render(&messages, &o).expect("renders");
+                assert_eq!(encoding.render(&messages, &o).expect("renders"), a, "{input} {thinking}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_guide_s_template_gives_its_prompts() {
+    let guide = Checkpoint::open(&shared("models/guide")).expect("checkpoint");
+    let t = Tokenizer::from_checkpoint(&guide).expect("tokenizer");
+    let format = ChatFormat::from_checkpoint(&guide, &t).expect("template");
+    for case in read("models/guide/expected.json").as_array().expect("cases") {
+        let messages = json!([{ "role": "user", "content": case["question"] }]);
+        let o = RenderOptions { add_generation_prompt: true, ..Default::default() };
+        let ids = t.encode(&format.render(&messages, &o).expect("renders")).expect("encodes");
+        assert_eq!(json!(ids), case["prompt_ids"], "{}", case["question"]);
+    }
+}
+
+#[test]
+fn hostile_templates_end_with_an_error() {
+    let render = |source: &str| {
+        let template = ChatTemplate::with_markers(source, None, None).map_err(|e| e.to_string())?;
+        template
+            .render(&json!([{ "role": "user", "content": "x" }]), &RenderOptions::default())
+            .map_err(|e| e.to_string())
+    };
+    for source in [
+        "{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ 'x' * 100000000000 }}",
+        "{{ 'x' * 100000000 }}{{ 'x' * 100000000 }}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(64) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+        "{% include 'chat' %}",
+        "{% extends 'chat' %}",
+        "{{ messages.nothing.at_all }}",
+        "{{ raise_exception('no') }}",
+        "{% if %}",
+        "{{ 1 / 0 }}",
+        "{{ (((((((((((((((((((((((((",
+    ] {
+        let error = render(source).expect_err(source);
+        assert!(error.starts_with("chat template: "), "{source}: {error}");
+    }
+    assert!(render(&"x".repeat(2 << 20)).is_err());
+    let deep = format!("{}1{}", "(".repeat(100_000), ")".repeat(100_000));
+    assert!(render(&format!("{{{{ {deep} }}}}")).is_err());
+}
+
+#[test]
+fn python_s_ways_of_printing() {
+    let render = |source: &str| {
+        ChatTemplate::with_markers(source, None, None)
+            .expect("compiles")
+            .render(
+                &json!([{ "role": "user", "content": null, "n": [1, "it's", true, null] }]),
+                &RenderOptions::default(),
+            )
+            .expect("renders")
+    };
+    assert_eq!(
+        render("{{ messages[0].content }}|{{ true }}|{{ messages[0]['n'] }}"),
+        "None|True|[1, \"it's\", True, None]"
+    );
+    assert_eq!(render("{{ strftime_now('%Y') }}"), "1970");
+    assert_eq!(render("a{%- generation -%} b {%- endgeneration %} c\n"), "ab c");
+    assert_eq!(render("{{ '{\"a\": [1]}' | from_json | tojson }}"), "{\"a\": [1]}");
+}
