@@ -12,7 +12,9 @@ pub mod fp8;
 pub mod gguf;
 mod mapped;
 pub mod names;
+pub mod quantize;
 pub mod safetensors;
+pub mod verify;
 mod vocab;
 
 pub use checkpoint::{

@@ -13,6 +13,9 @@ use deephold_quant::DType;
 use serde::Serialize;
 use serde_json::Value;
 
+pub(crate) use gguf_config::llama3_factors;
+pub(crate) use hugging_face::is_plain_file_name;
+
 use crate::gguf::Metadata;
 use crate::mapped::MappedFile;
 use crate::{GgufVocab, WeightsError};
