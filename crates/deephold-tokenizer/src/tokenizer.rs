@@ -55,6 +55,8 @@ impl Tokenizer {
                 Some(json) => Self::from_json(json, None)?.with_gguf(&vocab),
                 None => Self::from_gguf(&vocab)?,
             }
+        } else if let Some(json) = checkpoint.embedded_tokenizer_json() {
+            Self::from_json(json, checkpoint.tokenizer_config())?
         } else {
             return Err(TokenizerError::Missing { model: checkpoint.path().display().to_string() });
         };

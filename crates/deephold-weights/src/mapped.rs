@@ -7,11 +7,17 @@ use memmap2::Mmap;
 
 use crate::WeightsError;
 
-/// A file mapped read-only.
+/// A file mapped read-only, or one that is part of the program.
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     path: PathBuf,
-    map: Option<Mmap>,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Map(Mmap),
+    Static(&'static [u8]),
 }
 
 impl MappedFile {
@@ -22,15 +28,19 @@ impl MappedFile {
             return Err(WeightsError::malformed(path.display().to_string(), "is not a file"));
         }
         // An empty mapping is refused by some systems.
-        let map = if metadata.len() == 0 {
-            None
+        let source = if metadata.len() == 0 {
+            Source::Static(&[])
         } else {
             // SAFETY: the mapping is private and read-only. Whoever truncates the file while it is open makes reads
             // fault (SIGBUS), as with every mapped reader; the documentation tells operators to replace files by
             // renaming, which leaves this mapping intact. No reference is handed out that outlives `self`.
-            Some(unsafe { Mmap::map(&file) }.map_err(WeightsError::io("map", path))?)
+            Source::Map(unsafe { Mmap::map(&file) }.map_err(WeightsError::io("map", path))?)
         };
-        Ok(Self { path: path.to_owned(), map })
+        Ok(Self { path: path.to_owned(), source })
+    }
+
+    pub(crate) fn from_static(path: &Path, bytes: &'static [u8]) -> Self {
+        Self { path: path.to_owned(), source: Source::Static(bytes) }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -38,14 +48,17 @@ impl MappedFile {
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or_default()
+        match &self.source {
+            Source::Map(map) => map,
+            Source::Static(bytes) => bytes,
+        }
     }
 
     /// Tells the system that this range will not be read again soon, so that streaming through a file larger than
     /// memory does not push everything else out. Advice only: failure changes nothing.
     pub(crate) fn done_with(&self, offset: usize, len: usize) {
         #[cfg(unix)]
-        if let Some(map) = &self.map {
+        if let Source::Map(map) = &self.source {
             // SAFETY: MADV_DONTNEED on a read-only file mapping drops clean pages, which are read again from the file
             // when touched; contents cannot change through it.
             let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };

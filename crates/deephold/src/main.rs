@@ -1,2 +1,35 @@
-//! The `deephold` binary.
-fn main() {}
+//! The `deephold` program: arguments, wiring, and what people see. Everything else is in the crates below.
+
+mod answer;
+mod cli;
+mod commands;
+mod fail;
+mod guide;
+mod loaded;
+mod system;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command, EvalCommand, ModelCommand};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Chat(args) => commands::chat::run(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Model(ModelCommand::Inspect(args)) => commands::inspect::run(&args),
+        Command::Model(ModelCommand::Verify(args)) => commands::verify::run(&args),
+        Command::Quantize(args) => commands::quantize::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
+        Command::Eval(EvalCommand::Perplexity(args)) => commands::perplexity::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Completions(args) => commands::completions::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => fail::report(&error),
+    }
+}

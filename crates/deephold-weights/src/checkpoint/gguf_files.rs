@@ -89,6 +89,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, WeightsError> {
         generation_config: None,
         tokenizer_config: None,
         tokenizer_json: None,
+        static_tokenizer: None,
         chat_template: None,
         metadata: None,
         architecture: None,

@@ -44,6 +44,7 @@ pub(super) fn open(folder: &Path, only: Option<&Path>) -> Result<Checkpoint, Wei
         chat_template: chat_template(folder, tokenizer_config.as_ref())?,
         tokenizer_config,
         tokenizer_json,
+        static_tokenizer: None,
         metadata: None,
         architecture: None,
         problems: Vec::new(),
@@ -55,6 +56,38 @@ pub(super) fn open(folder: &Path, only: Option<&Path>) -> Result<Checkpoint, Wei
             Choice::Index(index) => c.add_shards(folder, &index)?,
         },
     }
+    Ok(c)
+}
+
+/// The files of a folder that is part of the program; config.json and model.safetensors must be among them.
+pub(super) fn open_static(name: &str, files: &[(&str, &'static [u8])]) -> Result<Checkpoint, WeightsError> {
+    let root = PathBuf::from(name);
+    let find = |file: &str| files.iter().find(|(n, _)| *n == file).map(|(_, bytes)| *bytes);
+    let json =
+        |file: &str| find(file).map(config::parse).transpose().map_err(|e| e.in_file(&root.join(file)));
+    let needed = |file: &str| WeightsError::NotFound {
+        what: root.join(file).display().to_string(),
+        hint: "the program was built without it".into(),
+    };
+    let tokenizer_config = json("tokenizer_config.json")?;
+    let mut c = Checkpoint {
+        kind: Kind::HuggingFace,
+        files: Vec::new(),
+        tensors: Vec::new(),
+        by_name: HashMap::new(),
+        config: json("config.json")?.ok_or_else(|| needed("config.json"))?,
+        generation_config: json("generation_config.json")?,
+        chat_template: template_in(tokenizer_config.as_ref()),
+        tokenizer_config,
+        tokenizer_json: None,
+        static_tokenizer: find("tokenizer.json"),
+        metadata: None,
+        architecture: None,
+        problems: Vec::new(),
+        root: root.clone(),
+    };
+    let weights = find(SINGLE).ok_or_else(|| needed(SINGLE))?;
+    c.add_mapped(MappedFile::from_static(&root.join(SINGLE), weights), None)?;
     Ok(c)
 }
 
@@ -99,11 +132,15 @@ fn choose(folder: &Path) -> Result<Choice, WeightsError> {
 impl Checkpoint {
     /// Maps a file and takes its tensors; with an index only those that the index gives to this file.
     fn add_file(&mut self, path: &Path, index: Option<&Index>) -> Result<(), WeightsError> {
-        let file = MappedFile::open(path)?;
+        self.add_mapped(MappedFile::open(path)?, index)
+    }
+
+    fn add_mapped(&mut self, file: MappedFile, index: Option<&Index>) -> Result<(), WeightsError> {
         let bytes = file.bytes();
-        let header = safetensors::parse_header(bytes, bytes.len() as u64).map_err(|e| e.in_file(path))?;
+        let header =
+            safetensors::parse_header(bytes, bytes.len() as u64).map_err(|e| e.in_file(file.path()))?;
         let file_idx = self.files.len();
-        let shard = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let shard = file.path().file_name().and_then(|n| n.to_str()).unwrap_or_default();
         for t in header.tensors {
             if let Some(index) = index {
                 match index.weight_map.get(&t.name) {
@@ -224,16 +261,17 @@ fn chat_template(folder: &Path, tokenizer_config: Option<&Value>) -> Result<Opti
             .map(Some)
             .map_err(|_| WeightsError::malformed("the template", "is not UTF-8").in_file(&file));
     }
-    let from = |value: Option<&Value>| -> Option<String> {
-        match value?.get("chat_template")? {
-            Value::String(template) => Some(template.clone()),
-            Value::Array(several) => {
-                let named = several.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
-                Some(named.or(several.first())?.get("template")?.as_str()?.to_owned())
-            }
-            _ => None,
-        }
-    };
     let json = config::read_optional(&folder.join("chat_template.json"), SIDE_FILE_BYTES_MAX)?;
-    Ok(from(json.as_ref()).or_else(|| from(tokenizer_config)))
+    Ok(template_in(json.as_ref()).or_else(|| template_in(tokenizer_config)))
+}
+
+fn template_in(value: Option<&Value>) -> Option<String> {
+    match value?.get("chat_template")? {
+        Value::String(template) => Some(template.clone()),
+        Value::Array(several) => {
+            let named = several.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+            Some(named.or(several.first())?.get("template")?.as_str()?.to_owned())
+        }
+        _ => None,
+    }
 }

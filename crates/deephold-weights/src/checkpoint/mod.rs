@@ -167,6 +167,7 @@ pub struct Checkpoint {
     generation_config: Option<Value>,
     tokenizer_config: Option<Value>,
     tokenizer_json: Option<PathBuf>,
+    static_tokenizer: Option<&'static [u8]>,
     chat_template: Option<String>,
     metadata: Option<Metadata>,
     architecture: Option<String>,
@@ -221,6 +222,14 @@ impl Checkpoint {
                 "give a folder with config.json and safetensors, or a .gguf file",
             )),
         }
+    }
+
+    /// A model that is part of the program: the files of its folder by name, config.json and model.safetensors among them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_static(name: &str, files: &[(&str, &'static [u8])]) -> Result<Self, WeightsError> {
+        hugging_face::open_static(name, files)
     }
 
     /// Folder of safetensors, or GGUF.
@@ -278,9 +287,12 @@ impl Checkpoint {
         self.tokenizer_json.clone()
     }
 
-    /// The text of tokenizer.json where a GGUF file carries it (`tokenizer.huggingface.json`): exact, where the vocabulary
-    /// alone leaves the pre-tokenizer open.
+    /// The text of tokenizer.json where the program or a GGUF file carries it (`tokenizer.huggingface.json`): exact, where
+    /// the vocabulary alone leaves the pre-tokenizer open.
     pub fn embedded_tokenizer_json(&self) -> Option<&[u8]> {
+        if let Some(json) = self.static_tokenizer {
+            return Some(json);
+        }
         match self.metadata.as_ref()?.get("tokenizer.huggingface.json")? {
             crate::gguf::Value::String(json) => Some(json),
             _ => None,

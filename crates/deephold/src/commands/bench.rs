@@ -1,0 +1,254 @@
+//! `deephold bench`: what llama-bench measures, with the machine's own limits beside it.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use deephold_base::human_bytes;
+use deephold_engine::{EngineCore, Request, SamplingParams};
+use deephold_kernels::ceilings::{self, Ceilings};
+use deephold_models::{ExpectedTensor, expected_tensors};
+use deephold_quant::DType;
+use serde_json::{Value, json};
+
+use super::doctor::ceilings_json;
+use super::print_json;
+use crate::cli::BenchArgs;
+use crate::fail::{fail, invalid};
+use crate::loaded::{Loaded, load};
+use crate::terminal;
+
+/// One measurement: tokens a second of each run, and the share of the machine's limit that the median reaches.
+struct Figure {
+    name: String,
+    rates: Vec<f64>,
+    limit: f64,
+}
+
+impl Figure {
+    fn median(&self) -> f64 {
+        let mut sorted = self.rates.clone();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        if n == 0 { 0.0 } else { (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0 }
+    }
+
+    /// Half the range over the median.
+    fn spread(&self) -> f64 {
+        let (low, high) = self.rates.iter().fold((f64::MAX, 0f64), |(l, h), r| (l.min(*r), h.max(*r)));
+        if self.median() > 0.0 { (high - low) / 2.0 / self.median() } else { 0.0 }
+    }
+
+    fn percent(&self) -> f64 {
+        100.0 * self.median() / self.limit
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "tokens_per_s": self.median(),
+            "runs": self.rates,
+            "limit_tokens_per_s": self.limit,
+            "percent_of_limit": self.percent(),
+        })
+    }
+}
+
+pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    if args.runs == 0 || args.batch.iter().any(|b| *b == 0 || *b > 4096) {
+        return Err(invalid("--runs and every size in --batch must be at least 1, sizes at most 4096"));
+    }
+    let mut engine_args = args.engine.clone();
+    let context = (args.prompt_tokens + 1).max(args.decode_tokens + 2);
+    engine_args.context = engine_args.context.or(Some(context));
+    let loaded = load(&args.model, &engine_args)?;
+    let first = ceilings::measure(loaded.ops.pool(), loaded.ops.isa());
+    let most = args.batch.iter().copied().max().unwrap_or(1);
+    let mut core = loaded.engine(&engine_args, most, |c| {
+        // A prompt in one piece, as peers are measured; a cached prefix would be no measurement.
+        c.max_num_batched_tokens = args.prompt_tokens.max(512).max(most);
+        c.enable_prefix_cache = false;
+    })?;
+    terminal::catch_interrupts();
+    let mut bench = Bench { core: &mut core, vocab: loaded.model.info().vocab_size, requests: 0 };
+    let rounds = (args.runs * (usize::from(args.prompt_tokens > 0) + args.batch.len())) as u64;
+    let bar = terminal::step_bar("measuring", rounds);
+    let mut prompt = Vec::new();
+    let mut decode = vec![Vec::new(); args.batch.len()];
+    bench.warm_up(args)?;
+    // Interleaved: whatever else the machine does meets all figures alike.
+    for _ in 0..args.runs {
+        if args.prompt_tokens > 0 {
+            prompt.push(bench.prompt(args.prompt_tokens)?);
+            bar.inc(1);
+        }
+        if args.decode_tokens > 0 {
+            for (batch, rates) in args.batch.iter().zip(&mut decode) {
+                rates.push(bench.decode(*batch, args.decode_tokens)?);
+                bar.inc(1);
+            }
+        }
+    }
+    bar.finish_and_clear();
+    let second = ceilings::measure(loaded.ops.pool(), loaded.ops.isa());
+    // Other programs can only lower a measured ceiling.
+    let ceilings = Ceilings {
+        read_bytes_per_second: first.read_bytes_per_second.max(second.read_bytes_per_second),
+        int8_macs_per_second: first.int8_macs_per_second.max(second.int8_macs_per_second),
+        f32_flops_per_second: first.f32_flops_per_second.max(second.f32_flops_per_second),
+    };
+    let work = Work::of(&loaded, engine_args.load_as.map(DType::from))?;
+    let mut figures = Vec::new();
+    if !prompt.is_empty() {
+        let limit = args.prompt_tokens as f64 / work.seconds(args.prompt_tokens, &ceilings);
+        figures.push(Figure { name: format!("prompt {}", args.prompt_tokens), rates: prompt, limit });
+    }
+    for (batch, rates) in args.batch.iter().zip(decode).filter(|(_, r)| !r.is_empty()) {
+        let limit = *batch as f64 / work.seconds(*batch, &ceilings);
+        let name = format!("decode {} x {batch}", args.decode_tokens);
+        figures.push(Figure { name, rates, limit });
+    }
+    show(args, &loaded, &ceilings, &figures)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(args: &BenchArgs, loaded: &Loaded, ceilings: &Ceilings, figures: &[Figure]) -> Result<()> {
+    let (threads, isa) = (loaded.ops.pool().threads(), loaded.ops.isa());
+    let info = loaded.model.info();
+    if args.json {
+        return print_json(&json!({
+            "model": args.model.display().to_string(),
+            "architecture": info.architecture,
+            "threads": threads,
+            "isa": isa.name(),
+            "load_s": loaded.load_time.as_secs_f64(),
+            "packed_bytes": info.packed_bytes,
+            "ceilings": ceilings_json(ceilings),
+            "figures": figures.iter().map(Figure::json).collect::<Vec<_>>(),
+        }));
+    }
+    println!(
+        "{}, {} packed, {threads} threads, {isa}, loaded in {:.2} s",
+        info.architecture,
+        human_bytes(info.packed_bytes),
+        loaded.load_time.as_secs_f64()
+    );
+    println!(
+        "limits of this machine: read {:.1} GB/s, int8 {:.1} G multiply-adds/s, f32 {:.1} GFLOP/s",
+        ceilings.read_bytes_per_second / 1e9,
+        ceilings.int8_macs_per_second / 1e9,
+        ceilings.f32_flops_per_second / 1e9
+    );
+    println!("{:16} {:>12} {:>8} {:>12} {:>10}", "", "tokens/s", "spread", "limit", "reached");
+    for f in figures {
+        println!(
+            "{:16} {:>12.2} {:>7.1}% {:>12.2} {:>9.1}%",
+            f.name,
+            f.median(),
+            100.0 * f.spread(),
+            f.limit,
+            f.percent()
+        );
+    }
+    println!(
+        "limit: the larger of reading the stored weights once and of their multiplications; cache and attention not counted"
+    );
+    Ok(())
+}
+
+/// What one pass must at least do.
+struct Work {
+    tensors: Vec<(f64, f64, f64, bool)>,
+}
+
+impl Work {
+    fn of(loaded: &Loaded, load_as: Option<DType>) -> Result<Self> {
+        let c = &loaded.checkpoint;
+        let tied = c.tensor("lm_head.weight").is_none();
+        let one = |t: ExpectedTensor| {
+            let view = c.tensor(&t.name)?;
+            let is_embedding = t.name == "model.embed_tokens.weight";
+            if t.active_share.0 == 0 || t.shape.len() < 2 || (is_embedding && !tied) {
+                return None;
+            }
+            let stored = view.info().dtype;
+            let dtype = load_as.unwrap_or(stored);
+            let elements = t.elements() as f64;
+            let bytes = match load_as {
+                Some(d) => elements * d.bits_per_weight() / 8.0,
+                None => view.bytes().len() as f64,
+            };
+            // This one format is multiplied in f32.
+            let integer = dtype.is_quantized() && dtype != DType::IQ4XS;
+            let share = t.active_share.0 as f64 / t.active_share.1 as f64;
+            Some((bytes, elements, share, integer))
+        };
+        Ok(Self { tensors: expected_tensors(c)?.into_iter().filter_map(one).collect() })
+    }
+
+    /// Seconds for a pass of `tokens` rows at the measured ceilings. Of E experts a row takes k, so n rows are expected
+    /// to touch a share of 1 - (1 - k/E)^n of them.
+    fn seconds(&self, tokens: usize, c: &Ceilings) -> f64 {
+        let (mut bytes, mut compute) = (0.0, 0.0);
+        for (stored, elements, share, integer) in &self.tensors {
+            bytes += stored * (1.0 - (1.0 - share).powf(tokens as f64));
+            let macs = elements * share * tokens as f64;
+            compute +=
+                if *integer { macs / c.int8_macs_per_second } else { 2.0 * macs / c.f32_flops_per_second };
+        }
+        (bytes / c.read_bytes_per_second).max(compute)
+    }
+}
+
+struct Bench<'a> {
+    core: &'a mut EngineCore,
+    vocab: usize,
+    requests: u64,
+}
+
+impl Bench<'_> {
+    fn warm_up(&mut self, args: &BenchArgs) -> Result<()> {
+        self.prompt(args.prompt_tokens.clamp(1, 64))?;
+        self.decode(1, args.decode_tokens.clamp(1, 4)).map(drop)
+    }
+
+    fn add(&mut self, prompt: Vec<u32>, max_tokens: usize) -> Result<()> {
+        let params = SamplingParams { max_tokens, ignore_eos: true, ..SamplingParams::default() };
+        let request = Request::new(self.requests, prompt, params);
+        self.requests += 1;
+        Ok(self.core.add_request(request)?)
+    }
+
+    fn token(&self, i: usize) -> u32 {
+        ((i * 37 % 1000 + 5) % self.vocab) as u32
+    }
+
+    /// Tokens a second of one prompt.
+    fn prompt(&mut self, tokens: usize) -> Result<f64> {
+        self.add((0..tokens).map(|i| self.token(i)).collect(), 1)?;
+        let start = Instant::now();
+        self.finish()?;
+        Ok(tokens as f64 / start.elapsed().as_secs_f64())
+    }
+
+    /// Tokens a second of all sequences together, after the first token of each.
+    fn decode(&mut self, batch: usize, tokens: usize) -> Result<f64> {
+        for i in 0..batch {
+            self.add(vec![self.token(i)], tokens + 1)?;
+        }
+        self.core.step()?;
+        let start = Instant::now();
+        self.finish()?;
+        Ok((batch * tokens) as f64 / start.elapsed().as_secs_f64())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        while self.core.has_work() {
+            if terminal::interrupted() {
+                return Err(fail(deephold_base::ErrorCode::Cancelled, "stopped"));
+            }
+            self.core.step()?;
+        }
+        Ok(())
+    }
+}

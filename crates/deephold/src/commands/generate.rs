@@ -1,0 +1,175 @@
+//! `deephold generate`.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use deephold_base::TokenId;
+use deephold_engine::{Request, SamplingParams};
+use deephold_tokenizer::{ChatFormat, ChatTemplate, RenderOptions, Tokenizer, TokenizerError};
+use serde_json::{Value, json};
+
+use super::print_json;
+use crate::answer::{Answer, answer, params};
+use crate::cli::{GenerateArgs, TemplateArgs};
+use crate::fail::{fail, invalid};
+use crate::loaded::{Loaded, load};
+use crate::{system, terminal};
+
+/// More than any context that a model here has.
+const MAX_PROMPT_BYTES: u64 = 64 << 20;
+
+pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
+    let text = prompt_text(args)?;
+    let loaded = load(&args.model, &args.engine)?;
+    let prompt = match (&args.prompt_ids, &text) {
+        (Some(ids), _) => ids.clone(),
+        (None, Some(text)) => encode(args, &loaded, text)?,
+        (None, None) => return Err(invalid("give --prompt, --prompt-file or --prompt-ids")),
+    };
+    let tokenizer = loaded.tokenizer.as_ref().ok();
+    if tokenizer.is_none() && !args.sampling.stop.is_empty() {
+        return Err(invalid("--stop needs the model's tokenizer; use --stop-id"));
+    }
+    let mut p = params(&args.sampling, SamplingParams::default(), tokenizer, &loaded.checkpoint);
+    p.logprobs = args.logprobs;
+    let mut core = loaded.engine(&args.engine, 1, |_| ())?;
+    terminal::catch_interrupts();
+    let mut out = std::io::stdout().lock();
+    let streams = !args.json;
+    let request = Request::new(0, prompt.clone(), p);
+    let a = answer(&mut core, tokenizer, request, &args.sampling.stop, &mut |text| {
+        if streams {
+            out.write_all(text.as_bytes())?;
+            out.flush()?;
+        }
+        Ok(())
+    })?;
+    drop(out);
+    if args.json {
+        print_json(&report(&prompt, &a, loaded.load_time, tokenizer.is_some()))?;
+    } else if tokenizer.is_none() {
+        let ids: Vec<String> = a.ids().iter().map(TokenId::to_string).collect();
+        println!("{}", ids.join(","));
+    } else if !a.text.ends_with('\n') {
+        println!();
+    }
+    Ok(if a.finish_reason == "abort" { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+fn prompt_text(args: &GenerateArgs) -> Result<Option<String>> {
+    if let Some(path) = &args.prompt_file {
+        return read_text(path).map(Some);
+    }
+    Ok(args.prompt.clone())
+}
+
+/// A bounded text file, or standard input for `-`.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    let place = path.display().to_string();
+    let read = if place == "-" {
+        std::io::stdin().lock().take(MAX_PROMPT_BYTES + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path)
+            .with_context(|| format!("cannot open {place}"))?
+            .take(MAX_PROMPT_BYTES + 1)
+            .read_to_end(&mut bytes)
+    };
+    read.with_context(|| format!("cannot read {place}"))?;
+    if bytes.len() as u64 > MAX_PROMPT_BYTES {
+        return Err(invalid(format!(
+            "{place} has more than {MAX_PROMPT_BYTES} bytes, the most for a prompt"
+        )));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        invalid(format!("{place} is not UTF-8: byte {at} does not continue a character; convert it first"))
+    })
+}
+
+fn encode(args: &GenerateArgs, loaded: &Loaded, text: &str) -> Result<Vec<TokenId>> {
+    let tokenizer = loaded.tokenizer()?;
+    if args.raw {
+        return Ok(tokenizer.encode_prompt(text)?);
+    }
+    match chat_format(loaded, tokenizer, &args.conversation) {
+        Ok(format) => {
+            let mut messages = Vec::new();
+            if let Some(system) = &args.conversation.system {
+                messages.push(json!({ "role": "system", "content": system }));
+            }
+            messages.push(json!({ "role": "user", "content": text }));
+            Ok(tokenizer.encode(&render(&format, &messages, &args.conversation)?)?)
+        }
+        // A model that only continues text.
+        Err(TokenizerError::NoTemplate) if args.conversation.system.is_none() => {
+            Ok(tokenizer.encode_prompt(text)?)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// `--template`, else the model's own way.
+pub(crate) fn chat_format(
+    loaded: &Loaded,
+    tokenizer: &Tokenizer,
+    args: &TemplateArgs,
+) -> Result<ChatFormat, TokenizerError> {
+    let Some(path) = &args.template else {
+        return ChatFormat::from_checkpoint(&loaded.checkpoint, tokenizer);
+    };
+    let source = std::fs::read_to_string(path)
+        .map_err(|source| TokenizerError::Io { path: path.display().to_string(), source })?;
+    Ok(ChatFormat::Template(Box::new(ChatTemplate::new(&source, tokenizer)?)))
+}
+
+/// The prompt that asks for the next answer.
+pub(crate) fn render(format: &ChatFormat, messages: &[Value], args: &TemplateArgs) -> Result<String> {
+    let options = RenderOptions {
+        add_generation_prompt: true,
+        thinking: args.thinking,
+        unix_seconds: system::unix_seconds(),
+        ..RenderOptions::default()
+    };
+    format.render(&Value::Array(messages.to_vec()), &options).map_err(|e| fail(e.code(), e.to_string()))
+}
+
+fn report(prompt: &[TokenId], a: &Answer, load_time: Duration, has_text: bool) -> Value {
+    let logprobs: Vec<Value> = a
+        .tokens
+        .iter()
+        .filter_map(|t| {
+            let logprob = t.logprob?;
+            let top: Vec<Value> =
+                t.top.iter().map(|(id, logprob)| json!({ "id": id, "logprob": logprob })).collect();
+            Some(json!({ "id": t.id, "logprob": logprob, "top": top }))
+        })
+        .collect();
+    let rate = |tokens: usize, time: Duration| {
+        let seconds = time.as_secs_f64();
+        (seconds > 0.0).then(|| tokens as f64 / seconds)
+    };
+    json!({
+        "prompt_ids": prompt,
+        "ids": a.ids(),
+        "text": has_text.then_some(&a.text),
+        "finish_reason": a.finish_reason,
+        "logprobs": (!logprobs.is_empty()).then_some(logprobs),
+        "usage": {
+            "prompt_tokens": prompt.len(),
+            "completion_tokens": a.tokens.len(),
+            "total_tokens": prompt.len() + a.tokens.len(),
+            "cached_tokens": a.cached_tokens,
+        },
+        "timings": {
+            "load_s": load_time.as_secs_f64(),
+            "prompt_s": a.prompt_time.as_secs_f64(),
+            "decode_s": a.decode_time.as_secs_f64(),
+            "prompt_tokens_per_s": rate(prompt.len() - a.cached_tokens.min(prompt.len()), a.prompt_time),
+            "decode_tokens_per_s": a.decode_rate(),
+        },
+    })
+}

@@ -1,0 +1,134 @@
+//! A model in memory and the engine on it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use deephold_base::{ErrorCode, SystemClock, human_bytes};
+use deephold_engine::{EngineConfig, EngineCore};
+use deephold_kernels::{Isa, Ops, PoolOptions, ThreadPool};
+use deephold_models::{LoadOptions, Model};
+use deephold_tokenizer::{Tokenizer, TokenizerError};
+use deephold_weights::Checkpoint;
+
+use crate::cli::EngineArgs;
+use crate::fail::{fail, invalid};
+use crate::{guide, system, terminal};
+
+/// Without `--context` a model's window is cut to this: the cache of a 128 K window would surprise a laptop.
+const DEFAULT_CONTEXT: usize = 8192;
+
+pub(crate) struct Loaded {
+    pub(crate) checkpoint: Arc<Checkpoint>,
+    pub(crate) model: Arc<dyn Model>,
+    pub(crate) ops: Arc<Ops>,
+    /// Why there is none matters only where one is needed.
+    pub(crate) tokenizer: Result<Tokenizer, TokenizerError>,
+    pub(crate) load_time: Duration,
+}
+
+/// The folder or file, or the built-in guide.
+pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
+    if path.as_os_str() == guide::NAME && !path.exists() {
+        return Ok(guide::open()?);
+    }
+    Ok(Checkpoint::open(path)?)
+}
+
+/// The arithmetic that the arguments ask for.
+pub(crate) fn ops(args: &EngineArgs) -> Result<Arc<Ops>> {
+    let isa = args.isa.unwrap_or_else(Isa::detect);
+    if !isa.is_available() {
+        let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+        let message = format!("this processor does not run {isa}; it runs {}", names.join(", "));
+        return Err(fail(ErrorCode::Unsupported, message));
+    }
+    if args.threads > 4096 {
+        return Err(invalid("--threads is at most 4096"));
+    }
+    let pool = ThreadPool::new(PoolOptions { threads: args.threads, pin: args.pin });
+    Ok(Arc::new(Ops::new(isa, Arc::new(pool))))
+}
+
+pub(crate) fn load(path: &Path, args: &EngineArgs) -> Result<Loaded> {
+    let start = Instant::now();
+    let checkpoint = Arc::new(open(path)?);
+    load_checkpoint(checkpoint, ops(args)?, args, start)
+}
+
+pub(crate) fn load_checkpoint(
+    checkpoint: Arc<Checkpoint>,
+    ops: Arc<Ops>,
+    args: &EngineArgs,
+    start: Instant,
+) -> Result<Loaded> {
+    let tokenizer = Tokenizer::from_checkpoint(&checkpoint);
+    enough_memory(&checkpoint, args)?;
+    let options =
+        LoadOptions { quantize_to: args.load_as.map(Into::into), rope_precision: args.rope_precision.into() };
+    let bar = terminal::byte_bar("loading", 0);
+    let model = deephold_models::load(&checkpoint, &ops, &options, &mut |p| {
+        bar.set_length(p.total_bytes);
+        bar.set_position(p.done_bytes);
+    });
+    bar.finish_and_clear();
+    let model: Arc<dyn Model> = Arc::from(model?);
+    Ok(Loaded { checkpoint, model, ops, tokenizer, load_time: start.elapsed() })
+}
+
+/// Packed weights take about what they take on disk. The system would end the program without a word.
+fn enough_memory(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<()> {
+    let needed = checkpoint.tensor_bytes();
+    match system::memory().available {
+        Some(available) if needed > available && !args.ignore_memory && args.load_as.is_none() => {
+            let (needed, available) = (human_bytes(needed), human_bytes(available));
+            Err(fail(
+                ErrorCode::OutOfMemory,
+                format!(
+                    "the weights take {needed}, but {available} of memory are free; quantize the model \
+                     (`deephold quantize`), use a larger machine, or load it all the same with --ignore-memory"
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Loaded {
+    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer> {
+        match &self.tokenizer {
+            Ok(t) => Ok(t),
+            Err(e) => Err(fail(e.code(), e.to_string())),
+        }
+    }
+
+    /// The context that the arguments give.
+    pub(crate) fn context(&self, args: &EngineArgs) -> Result<usize> {
+        let most = self.model.info().max_model_len;
+        match args.context {
+            Some(n) if n > most => Err(invalid(format!("--context {n} is beyond the model's {most} tokens"))),
+            Some(n) if n < 2 => Err(invalid("--context is at least 2")),
+            Some(n) => Ok(n),
+            None => Ok(most.min(DEFAULT_CONTEXT)),
+        }
+    }
+
+    /// An engine for so many sequences at a time; `change` adjusts its configuration.
+    pub(crate) fn engine(
+        &self,
+        args: &EngineArgs,
+        max_num_seqs: usize,
+        change: impl FnOnce(&mut EngineConfig),
+    ) -> Result<EngineCore> {
+        let info = self.model.info();
+        let free = system::memory().available.unwrap_or(4 << 30);
+        let cache_bytes = args.cache_memory.unwrap_or(free / 2);
+        let context = self.context(args)?;
+        let mut config =
+            EngineConfig::for_model(info, context, max_num_seqs, args.cache_type.into(), cache_bytes)?;
+        change(&mut config);
+        let clock = Arc::new(SystemClock::default());
+        Ok(EngineCore::new(Arc::clone(&self.model), Arc::clone(&self.ops), config, clock)?)
+    }
+}

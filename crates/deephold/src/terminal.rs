@@ -1,0 +1,75 @@
+//! Colours, progress and Ctrl-C.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on Ctrl-C sets a flag instead of ending the program. A second one, while the first is not yet seen, ends it.
+pub(crate) fn catch_interrupts() {
+    // An error means that a handler is there already.
+    let _ = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    });
+}
+
+/// Whether Ctrl-C was pressed since the last [`clear_interrupt`].
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+pub(crate) fn clear_interrupt() {
+    INTERRUPTED.store(false, Ordering::SeqCst);
+}
+
+/// How text is set off, where the terminal can and the user has not said no (https://no-color.org).
+#[derive(Clone, Copy)]
+pub(crate) struct Style {
+    on: bool,
+}
+
+impl Style {
+    pub(crate) fn stdout() -> Self {
+        let terminal = std::io::stdout().is_terminal();
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        Self { on: terminal && !refused && !dumb }
+    }
+
+    pub(crate) fn dim(self) -> (&'static str, &'static str) {
+        if self.on { ("\x1b[2m", "\x1b[22m") } else { ("", "") }
+    }
+
+    /// Red for what is wrong, green for what is well.
+    pub(crate) fn verdict(self, good: bool, text: &str) -> String {
+        match (self.on, good) {
+            (true, true) => format!("\x1b[32m{text}\x1b[39m"),
+            (true, false) => format!("\x1b[31m{text}\x1b[39m"),
+            (false, _) => text.to_owned(),
+        }
+    }
+}
+
+/// A bar of bytes on standard error; invisible where that is no terminal.
+pub(crate) fn byte_bar(what: &str, total: u64) -> ProgressBar {
+    bar(what, total, "{msg} [{bar:30}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left")
+}
+
+/// A bar of steps.
+pub(crate) fn step_bar(what: &str, total: u64) -> ProgressBar {
+    bar(what, total, "{msg} [{bar:30}] {pos}/{len}, {eta} left")
+}
+
+fn bar(what: &str, total: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::new(total).with_message(what.to_owned());
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
