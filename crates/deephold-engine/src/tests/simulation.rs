@@ -99,7 +99,7 @@ fn no_token_is_lost_and_every_request_ends_as_if_alone() {
         let mut aborted = 0;
         for step in 0..3000u64 {
             clock.advance(Duration::from_millis(1));
-            if step < 200 && rng.next_u64() % 3 == 0 {
+            if step < 200 && rng.next_u64().is_multiple_of(3) {
                 let prompt: Vec<u32> = (0..1 + rng.next_u64() % 30).map(|i| (i % 5) as u32).collect();
                 let max_tokens = 1 + (rng.next_u64() % 50) as usize;
                 let params = SamplingParams { max_tokens, ..SamplingParams::default() };
@@ -111,7 +111,7 @@ fn no_token_is_lost_and_every_request_ends_as_if_alone() {
                     Err(e) => panic!("{e}"),
                 }
             }
-            if rng.next_u64() % 40 == 0
+            if rng.next_u64().is_multiple_of(40)
                 && let Some(id) = requests.keys().filter(|id| !ended.contains_key(id)).min().copied()
             {
                 assert!(core.abort(id));

@@ -104,7 +104,9 @@ fn check_tensor(
     };
     let (begin, end) = raw.data_offsets;
     if begin > end || end > data_len {
-        return Err(bad(format!("lies at {begin}..{end}, the file has {data_len} bytes of data")));
+        return Err(bad(format!(
+            "lies at {begin}..{end}, the file has {data_len} bytes of data: it is truncated or corrupt; fetch it again"
+        )));
     }
     if raw.shape.len() > DIMS_MAX {
         return Err(bad(format!("has {} dimensions", raw.shape.len())));

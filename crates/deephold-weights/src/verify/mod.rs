@@ -239,13 +239,16 @@ fn first_bad(checkpoint: &Checkpoint, chunk: &Chunk<'_>) -> Option<String> {
     Some(format!("holds {} at element {}", values[i], chunk.first + i))
 }
 
+/// One task by number; it reports the bytes it is done with.
+type Work<'a, T> = dyn Fn(usize, &dyn Fn(u64)) -> T + Sync + 'a;
+
 /// Runs `work(0..tasks)` on threads; results in order. `work` reports bytes, the caller's progress sees their sum.
 fn parallel<T: Send>(
     tasks: usize,
     threads: usize,
     stage: Stage,
     total_bytes: u64,
-    work: &(dyn Fn(usize, &dyn Fn(u64)) -> T + Sync),
+    work: &Work<'_, T>,
     progress: &mut OnProgress<'_>,
 ) -> Result<Vec<T>, WeightsError> {
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));

@@ -1,0 +1,144 @@
+//! Answers, whatever the format, the threads and the way of asking.
+#![allow(missing_docs, reason = "a test")]
+
+mod common;
+
+use common::{deephold, json, ok, shared, text, with_input};
+use deephold_testkit::TempDir;
+use serde_json::Value;
+
+fn cases() -> Vec<Value> {
+    let bytes = std::fs::read(shared("models/guide/expected.json")).expect("cases");
+    serde_json::from_slice(&bytes).expect("JSON")
+}
+
+#[test]
+fn the_guide_answers_from_its_copy_in_the_program() {
+    let copied = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ];
+    for file in copied {
+        let ours = concat!(env!("CARGO_MANIFEST_DIR"), "/guide/");
+        let (a, b) =
+            (std::fs::read(format!("{ours}{file}")), std::fs::read(shared(&format!("models/guide/{file}"))));
+        assert_eq!(a.expect("ours"), b.expect("shared"), "{file}");
+    }
+    for case in cases().iter().step_by(24) {
+        let question = case["question"].as_str().expect("question");
+        let answer = case["answer"].as_str().expect("answer");
+        let out = json(&["generate", "guide", "--prompt", question, "--json"]);
+        assert_eq!(out["prompt_ids"], case["prompt_ids"], "{question}");
+        assert_eq!(out["ids"], case["answer_ids"], "{question}");
+        assert_eq!(out["text"], case["answer"]);
+        assert_eq!(out["finish_reason"], "stop");
+        assert_eq!(ok(&["chat", "--prompt", question]), format!("{answer}\n"));
+        let piped = with_input(&["chat"], &format!("{question}\n"));
+        assert_eq!((piped.code, piped.out), (0, format!("{answer}\n")));
+    }
+}
+
+#[test]
+fn every_written_format_answers_alike() {
+    let dir = TempDir::new("formats");
+    let guide = shared("models/guide");
+    let chosen: Vec<Value> = cases().into_iter().step_by(40).collect();
+    for format in ["q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "bf16"] {
+        let file = dir.join(&format!("{format}.gguf"));
+        let report = json(&["quantize", text(&guide), text(&file), "--format", format, "--json"]);
+        let worst = report["tensors"].as_array().expect("tensors").iter();
+        let worst = worst.map(|t| t["relative_rmse"].as_f64().expect("error")).fold(0.0, f64::max);
+        // Half a step of 4 bits over values of unit spread is below 0.12; bf16 keeps 8 bits.
+        assert!(worst < if format == "bf16" { 1e-9 } else { 0.12 }, "{format}: {worst}");
+        for case in &chosen {
+            let question = case["question"].as_str().expect("question");
+            let out = json(&["generate", text(&file), "--prompt", question, "--json"]);
+            assert_eq!(out["text"], case["answer"], "{format}: {question}");
+        }
+        let again = deephold(&["quantize", text(&guide), text(&file), "--format", format]);
+        assert!(again.code == 65 && again.err.contains("--force"), "{}", again.err);
+        let seen = json(&["model", "inspect", text(&file), "--json"]);
+        assert_eq!(seen["architecture"], "DeepseekV3ForCausalLM");
+        assert_eq!(seen["unsupported"].as_array().expect("list").len(), 0);
+        let verified = json(&["model", "verify", text(&file), "--json"]);
+        assert_eq!(verified["sound"], true, "{verified}");
+    }
+}
+
+#[test]
+fn a_trained_llama_tells_its_story() {
+    let stories = shared("models/stories260k");
+    let bytes = std::fs::read(shared("models/stories260k/greedy.json")).expect("reference");
+    let reference: Vec<Value> = serde_json::from_slice(&bytes).expect("JSON");
+    for case in &reference {
+        let ids: Vec<String> =
+            case["prompt_ids"].as_array().expect("ids").iter().map(Value::to_string).collect();
+        let out = json(&["generate", text(&stories), "--prompt-ids", &ids.join(","), "-n", "200", "--json"]);
+        assert_eq!(out["ids"], case["ids"], "{}", case["prompt"]);
+        assert_eq!(out["finish_reason"], "length");
+    }
+    let story = std::fs::read_to_string(shared("models/stories260k/greedy.txt")).expect("text");
+    assert_eq!(ok(&["generate", text(&stories), "--prompt", "", "-n", "200"]), format!("{story}\n"));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text() {
+    let stories = shared("models/stories260k");
+    let tell = |more: &[&str]| {
+        let base =
+            ["generate", text(&stories), "--prompt", "Once upon a time", "-n", "40", "--temperature", "0.9"];
+        ok(&[&base[..], more].concat())
+    };
+    let told = tell(&["--seed", "7"]);
+    assert_eq!(told, tell(&["--seed", "7", "--threads", "1"]));
+    assert_eq!(told, tell(&["--seed", "7", "--threads", "3", "--isa", "scalar"]).as_str().to_owned());
+    assert_ne!(told, tell(&["--seed", "8"]));
+}
+
+#[test]
+fn logprobs_are_natural_and_ordered() {
+    let stories = shared("models/stories260k");
+    let out =
+        json(&["generate", text(&stories), "--prompt-ids", "1", "-n", "5", "--logprobs", "512", "--json"]);
+    let logprobs = out["logprobs"].as_array().expect("logprobs");
+    assert_eq!(logprobs.len(), 5);
+    for (token, id) in logprobs.iter().zip(out["ids"].as_array().expect("ids")) {
+        let top = token["top"].as_array().expect("top");
+        let values: Vec<f64> = top.iter().map(|t| t["logprob"].as_f64().expect("number")).collect();
+        assert!(values.is_sorted_by(|a, b| a >= b));
+        // All 512 tokens together are certain; each rounded to f32.
+        let total: f64 = values.iter().map(|x| x.exp()).sum();
+        assert!((total - 1.0).abs() < 1e-4, "{total}");
+        assert_eq!(&token["id"], id);
+        assert_eq!(token["logprob"], top[0]["logprob"], "greedy takes the best");
+    }
+    let usage = &out["usage"];
+    assert_eq!((usage["prompt_tokens"].as_u64(), usage["completion_tokens"].as_u64()), (Some(1), Some(5)));
+}
+
+#[test]
+fn answers_end_where_they_are_told_to() {
+    let ask = |more: &[&str]| {
+        json(&[&["generate", "guide", "--prompt", "What is Deephold?", "--json"], more].concat())
+    };
+    let whole = ask(&[]);
+    let text = whole["text"].as_str().expect("text");
+    let stopped = ask(&["--stop", "DeepSeek models", "--stop", "never said"]);
+    let before = text.split("DeepSeek models").next().expect("text");
+    assert_eq!((stopped["text"].as_str(), stopped["finish_reason"].as_str()), (Some(before), Some("stop")));
+    let id = whole["ids"][3].to_string();
+    let by_id = ask(&["--stop-id", &id]);
+    assert_eq!(by_id["ids"].as_array().map(Vec::len), Some(4));
+    let short = ask(&["-n", "3"]);
+    assert_eq!(
+        (short["ids"].as_array().map(Vec::len), short["finish_reason"].as_str()),
+        (Some(3), Some("length"))
+    );
+    let on = ask(&["--ignore-eos", "-n", "60"]);
+    assert_eq!(on["ids"].as_array().map(Vec::len), Some(60));
+    let biased = ask(&["--logit-bias", &format!("{id}=-100")]);
+    assert!(!biased["ids"].as_array().expect("ids").contains(&whole["ids"][3]));
+}
