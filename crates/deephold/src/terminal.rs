@@ -27,7 +27,7 @@ pub(crate) fn clear_interrupt() {
     INTERRUPTED.store(false, Ordering::SeqCst);
 }
 
-/// How text is set off, where the terminal can and the user has not said no (https://no-color.org).
+/// How text is set off, where the terminal can and the user has not said no (`NO_COLOR`).
 #[derive(Clone, Copy)]
 pub(crate) struct Style {
     on: bool,

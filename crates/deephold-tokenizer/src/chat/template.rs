@@ -198,11 +198,12 @@ fn without_generation_marks(source: &str) -> String {
     while let Some(open) = rest.find("{%") {
         let (before, tag) = rest.split_at(open);
         out.push_str(before);
-        let Some(close) = tag.find("%}") else {
+        // Behind the opening mark: in `{%}` the two overlap.
+        let Some(close) = tag[2..].find("%}") else {
             rest = tag;
             break;
         };
-        let (tag, after) = tag.split_at(close + 2);
+        let (tag, after) = tag.split_at(close + 4);
         let inner = &tag[2..tag.len() - 2];
         let word = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         if word == "generation" || word == "endgeneration" {

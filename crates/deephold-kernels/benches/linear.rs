@@ -1,0 +1,103 @@
+//! Products with weight matrices in every format, beside the ceilings of the machine.
+//!
+//! `cargo bench -p deephold-kernels [-- --quick] [--threads N] [--isa NAME]`. The shape is a feed-forward matrix of a 1.5B
+//! model. Best of several rounds: other programs can only make a round slower.
+#![allow(missing_docs, reason = "a program")]
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use deephold_kernels::{Act, Isa, Ops, PackedMatrix, PoolOptions, ThreadPool, ceilings};
+use deephold_quant::DType;
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let value = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned();
+    let quick = args.iter().any(|a| a == "--quick");
+    let threads = value("--threads").and_then(|v| v.parse().ok()).unwrap_or(0);
+    let isa = value("--isa").and_then(|v| v.parse::<Isa>().ok()).filter(|i| i.is_available());
+    let isa = isa.unwrap_or_else(Isa::detect);
+    let pool = Arc::new(ThreadPool::new(PoolOptions { threads, pin: false }));
+    let (n, k) = if quick { (512, 512) } else { (8960, 1536) };
+    let limits = ceilings::measure(&pool, isa);
+    println!(
+        "{} threads, {isa}, [{n}, {k}]; limits: read {:.1} GB/s, int8 {:.1} GMAC/s, f32 {:.1} GMAC/s",
+        pool.threads(),
+        limits.read_bytes_per_second / 1e9,
+        limits.int8_macs_per_second / 1e9,
+        limits.f32_flops_per_second / 2e9
+    );
+    println!("{:8} {:>14} {:>22} {:>22} {:>22}", "", "pack", "T=1", "T=8", "T=512");
+    let formats =
+        [DType::Q4K, DType::Q6K, DType::Q5K, DType::Q4_0, DType::Q8_0, DType::IQ4XS, DType::BF16, DType::F32];
+    for dtype in formats {
+        let bytes = stored(dtype, n, k);
+        let start = Instant::now();
+        let w = PackedMatrix::pack(&pool, dtype, n, k, &bytes).expect("packs");
+        let pack = bytes.len() as f64 / start.elapsed().as_secs_f64() / 1e9;
+        let ops = Ops::new(isa, Arc::clone(&pool));
+        let compute =
+            if w.is_integer() { limits.int8_macs_per_second } else { limits.f32_flops_per_second / 2.0 };
+        let cells: Vec<String> = [1, 8, 512]
+            .into_iter()
+            .map(|t| {
+                let seconds = best(&ops, &w, t, quick);
+                let (macs, read) = ((n * k * t) as f64, w.bytes() as f64);
+                let limit = (macs / compute).max(read / limits.read_bytes_per_second);
+                let figure = if t == 1 {
+                    format!("{:.1} GB/s", read / seconds / 1e9)
+                } else {
+                    format!("{:.1} GMAC/s", macs / seconds / 1e9)
+                };
+                format!("{figure} {:3.0}%", 100.0 * limit / seconds)
+            })
+            .collect();
+        let pack = format!("{pack:.2} GB/s");
+        println!("{:8} {pack:>14} {:>22} {:>22} {:>22}", dtype.name(), cells[0], cells[1], cells[2]);
+    }
+}
+
+/// The best time of a product with `t` rows.
+fn best(ops: &Ops, w: &PackedMatrix, t: usize, quick: bool) -> f64 {
+    let x: Vec<f32> = (0..t * w.in_features()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+    let x = ops.tensor_from(t, w.in_features(), &x);
+    let (rounds, seconds) = if quick { (2, 0.01) } else { (20, 1.0) };
+    let (start, mut best, mut done) = (Instant::now(), f64::MAX, 0);
+    while done < rounds || (done < 3 * rounds && start.elapsed().as_secs_f64() < seconds) {
+        let round = Instant::now();
+        std::hint::black_box(ops.linear(w, &Act::new(&x)));
+        best = best.min(round.elapsed().as_secs_f64());
+        done += 1;
+    }
+    best
+}
+
+/// A row-major matrix as a checkpoint stores it.
+fn stored(dtype: DType, n: usize, k: usize) -> Vec<u8> {
+    let size = dtype.bytes_for(n * k).expect("whole blocks");
+    let mut bytes = vec![0; size];
+    let mut state = 1u64;
+    let values: Vec<f32> = (0..k)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / 8_388_608.0 - 1.0
+        })
+        .collect();
+    let row = size / n;
+    match dtype {
+        DType::F32 => {
+            values
+                .iter()
+                .zip(bytes.chunks_exact_mut(4))
+                .for_each(|(v, b)| b.copy_from_slice(&v.to_le_bytes()));
+        }
+        DType::BF16 => {
+            let top = |v: &f32| ((v.to_bits() >> 16) as u16).to_le_bytes();
+            values.iter().zip(bytes.chunks_exact_mut(2)).for_each(|(v, b)| b.copy_from_slice(&top(v)));
+        }
+        _ => deephold_quant::quantize(dtype, &values, &mut bytes[..row]).expect("quantizes"),
+    }
+    let (first, rest) = bytes.split_at_mut(row);
+    rest.chunks_exact_mut(row).for_each(|r| r.copy_from_slice(first));
+    bytes
+}
