@@ -24,24 +24,28 @@ pub(crate) fn largest() -> usize {
     LARGEST.with(Cell::get)
 }
 
-// SAFETY of the unsafe blocks: every call goes to the system's allocator with the caller's own promises.
+// SAFETY: every call goes to the system's allocator, whose promises these are.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
+        // SAFETY: the caller's own promises, handed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
+        // SAFETY: the caller's own promises, handed on.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         note(new_size);
+        // SAFETY: the caller's own promises, handed on.
         unsafe { System.realloc(ptr, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's own promises, handed on.
         unsafe { System.dealloc(ptr, layout) }
     }
 }

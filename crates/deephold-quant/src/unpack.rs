@@ -86,16 +86,31 @@ fn unpack_small(dtype: DType, bytes: &[u8], block: &mut Block) {
         }
         _ => 0,
     };
-    for i in 0..32 {
-        let nibble = if i < 16 { nibbles[i] & 15 } else { nibbles[i - 16] >> 4 };
-        let code = (nibble | ((high >> i & 1) as u8) << 4) as i8;
-        block.codes[i] = match dtype {
-            DType::Q4_0 => code - 8,
-            DType::Q5_0 => code - 16,
-            DType::IQ4NL => IQ4_VALUES[nibble as usize],
-            _ => code,
-        };
+    let codes = &mut block.codes[..32];
+    for (i, byte) in nibbles.iter().enumerate() {
+        codes[i] = (byte & 15) as i8;
+        codes[i + 16] = (byte >> 4) as i8;
     }
+    match dtype {
+        DType::Q4_0 => codes.iter_mut().for_each(|c| *c -= 8),
+        DType::IQ4NL => codes.iter_mut().for_each(|c| *c = IQ4_VALUES[*c as usize]),
+        DType::Q5_0 | DType::Q5_1 => {
+            let offset = if dtype == DType::Q5_0 { 16 } else { 0 };
+            for (i, c) in codes.iter_mut().enumerate() {
+                *c = (*c | ((high >> i & 1) << 4) as i8) - offset;
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The codes of a block of 256, 32 at a time: loops of a fixed length become vector code.
+fn groups(block: &mut Block) -> impl Iterator<Item = (usize, &mut [i8; 32])> {
+    block.codes.as_chunks_mut::<32>().0.iter_mut().enumerate()
+}
+
+fn part(bytes: &[u8], at: usize) -> &[u8; 32] {
+    &bytes[at..].as_chunks::<32>().0[0]
 }
 
 fn unpack_q2k(bytes: &[u8], block: &mut Block) {
@@ -104,9 +119,11 @@ fn unpack_q2k(bytes: &[u8], block: &mut Block) {
         block.scales[g] = (byte & 15) as i8;
         block.mins[g] = byte >> 4;
     }
-    for (i, code) in block.codes.iter_mut().enumerate() {
-        let (half, plane, at) = (i / 128, i / 32 % 4, i % 32);
-        *code = (bytes[16 + half * 32 + at] >> (2 * plane) & 3) as i8;
+    for (g, codes) in groups(block) {
+        let (low, plane) = (part(bytes, 16 + g / 4 * 32), g % 4);
+        for at in 0..32 {
+            codes[at] = (low[at] >> (2 * plane) & 3) as i8;
+        }
     }
 }
 
@@ -118,11 +135,11 @@ fn unpack_q3k(bytes: &[u8], block: &mut Block) {
         let high = scales[8 + g % 4] >> (2 * (g / 4)) & 3;
         block.scales[g] = (low | high << 4) as i8 - 32;
     }
-    for (i, code) in block.codes.iter_mut().enumerate() {
-        let (half, plane, at) = (i / 128, i / 32 % 4, i % 32);
-        let low = (qs[half * 32 + at] >> (2 * plane) & 3) as i8;
-        let high = hmask[at] >> (i / 32) & 1;
-        *code = if high == 1 { low } else { low - 4 };
+    for (g, codes) in groups(block) {
+        let (low, high, plane) = (part(qs, g / 4 * 32), part(hmask, 0), g % 4);
+        for at in 0..32 {
+            codes[at] = (low[at] >> (2 * plane) & 3) as i8 + 4 * (high[at] >> g & 1) as i8 - 4;
+        }
     }
 }
 
@@ -135,11 +152,17 @@ fn unpack_q4k(bytes: &[u8], qs: &[u8], qh: Option<&[u8]>, block: &mut Block) {
         block.scales[g + 4] = (scales[g + 8] & 15 | scales[g] >> 6 << 4) as i8;
         block.mins[g + 4] = scales[g + 8] >> 4 | scales[g + 4] >> 6 << 4;
     }
-    for (i, code) in block.codes.iter_mut().enumerate() {
-        let (group, at) = (i / 32, i % 32);
-        let low = qs[group / 2 * 32 + at] >> (4 * (group % 2)) & 15;
-        let high = qh.map_or(0, |qh| qh[at] >> group & 1);
-        *code = (low | high << 4) as i8;
+    for (g, codes) in groups(block) {
+        let low = part(qs, g / 2 * 32);
+        for at in 0..32 {
+            codes[at] = (low[at] >> (4 * (g % 2)) & 15) as i8;
+        }
+        if let Some(qh) = qh {
+            let high = part(qh, 0);
+            for at in 0..32 {
+                codes[at] |= ((high[at] >> g & 1) << 4) as i8;
+            }
+        }
     }
 }
 
@@ -149,11 +172,13 @@ fn unpack_q6k(bytes: &[u8], block: &mut Block) {
     for g in 0..16 {
         block.scales[g] = bytes[192 + g] as i8;
     }
-    for (i, code) in block.codes.iter_mut().enumerate() {
-        let (half, plane, at) = (i / 128, i / 32 % 4, i % 32);
-        let low = ql[half * 64 + plane % 2 * 32 + at] >> (4 * (plane / 2)) & 15;
-        let high = qh[half * 32 + at] >> (2 * plane) & 3;
-        *code = (low | high << 4) as i8 - 32;
+    for (g, codes) in groups(block) {
+        let (half, plane) = (g / 4, g % 4);
+        let (low, high) = (part(ql, half * 64 + plane % 2 * 32), part(qh, half * 32));
+        for at in 0..32 {
+            let (low, high) = (low[at] >> (4 * (plane / 2)) & 15, high[at] >> (2 * plane) & 3);
+            codes[at] = (low | high << 4) as i8 - 32;
+        }
     }
 }
 

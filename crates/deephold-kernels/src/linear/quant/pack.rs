@@ -18,9 +18,10 @@ pub(super) fn panel(
     let blocks = k / layout.block_len();
     let size = dtype.block_bytes();
     let mut block = Block::default();
-    for r in 0..PANEL.min(n - p * PANEL) {
-        let row = &bytes[(p * PANEL + r) * blocks * size..][..blocks * size];
-        for (stored, out) in row.chunks_exact(size).zip(out.chunks_exact_mut(layout.block_bytes())) {
+    // Block by block, so that what is written stays in the first cache.
+    for (b, out) in out.chunks_exact_mut(layout.block_bytes()).enumerate() {
+        for r in 0..PANEL.min(n - p * PANEL) {
+            let stored = &bytes[((p * PANEL + r) * blocks + b) * size..][..size];
             unpack_block(dtype, stored, &mut block);
             put(layout, &block, r, out);
         }
@@ -39,16 +40,26 @@ fn put(layout: Layout, block: &Block, r: usize, out: &mut [u8]) {
         Layout::K6 => 32,
         _ => 0,
     };
-    for (i, &code) in block.codes[..block.len].iter().enumerate() {
-        let (quad, at) = (i / 4, r * 4 + i % 4);
-        let code = code.wrapping_add(offset) as u8;
-        if matches!(layout, Layout::B8 | Layout::B8M) {
-            out[quad * 64 + at] = code;
-            continue;
+    // Four codes at a time, a byte each.
+    let mut quads = [0u32; 64];
+    for (quad, codes) in quads.iter_mut().zip(block.codes[..block.len].chunks_exact(4)) {
+        let bytes = [codes[0], codes[1], codes[2], codes[3]].map(|c| c.wrapping_add(offset) as u8);
+        *quad = u32::from_le_bytes(bytes);
+    }
+    let quads = &quads[..block.len / 4];
+    let mut line = |at: usize, value: u32| out[at + 4 * r..][..4].copy_from_slice(&value.to_le_bytes());
+    if matches!(layout, Layout::B8 | Layout::B8M) {
+        quads.iter().enumerate().for_each(|(i, q)| line(i * 64, *q));
+    } else {
+        const LOW: u32 = 0x0f0f_0f0f;
+        for (i, pair) in quads.chunks_exact(2).enumerate() {
+            line(i * 64, (pair[0] & LOW) | (pair[1] & LOW) << 4);
         }
-        out[quad / 2 * 64 + at] |= (code & 15) << (4 * (quad % 2));
-        if matches!(layout, Layout::K6 | Layout::K6M) {
-            out[2048 + quad / 4 * 64 + at] |= (code >> 4) << (2 * (quad % 4));
+    }
+    if matches!(layout, Layout::K6 | Layout::K6M) {
+        for (i, four) in quads.chunks_exact(4).enumerate() {
+            let high = |j: usize| ((four[j] >> 4) & 0x0303_0303) << (2 * j);
+            line(2048 + i * 64, high(0) | high(1) | high(2) | high(3));
         }
     }
     match layout {
