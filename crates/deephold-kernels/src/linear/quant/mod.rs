@@ -20,10 +20,16 @@
 mod act;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 mod scalar;
 #[cfg(test)]
 mod tests;
+#[cfg(any(test, target_arch = "x86_64", target_arch = "aarch64"))]
+mod wide;
 
 use std::ops::Range;
 
@@ -198,11 +204,17 @@ impl QuantMatrix {
     fn tile(&self, isa: Isa, panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => {
-                // SAFETY: `Ops` takes only an available set, and AVX-512 machines have AVX2, FMA and F16C; `panel` and
-                // `act` have this layout's sizes by construction and the rows were checked.
+            Isa::Avx2 => {
+                // SAFETY: `Ops` takes only an available set; `panel` and `act` have this layout's sizes by
+                // construction and the rows were checked.
                 unsafe { avx2::tile(self.layout, panel, act, rows, y) }
             }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512 => unsafe { avx512::tile(self.layout, panel, act, rows, y) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::Neon => unsafe { neon::tile(self.layout, panel, act, rows, y) },
             _ => scalar::tile(self.layout, panel, act, rows, y),
         }
     }

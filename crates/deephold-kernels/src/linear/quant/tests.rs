@@ -104,6 +104,36 @@ fn every_set_shape_and_split_gives_the_same_bits() {
     }
 }
 
+/// The kernels that AVX-512 and NEON share, held in arrays: the same bits as the specification.
+#[test]
+fn kernels_over_lines_give_the_same_bits() {
+    let pool = ThreadPool::new(PoolOptions { threads: 1, pin: false });
+    for dtype in FORMATS {
+        let (n, k) = (16, 768);
+        let m = QuantMatrix::pack(&pool, dtype, n, k, &random_blocks(dtype, n * k, 5)).unwrap();
+        let mut x = noise(4 * k, 11);
+        x[k..2 * k].fill(-1.0);
+        let act = QuantAct::new(&pool, Isa::Scalar, m.act_kind(), &x, 4, k);
+        for rows in [&[2][..], &[1, 3], &[0, 1, 2, 3]] {
+            let (mut expected, mut y) = ([[0f32; PANEL]; 4], [[0f32; PANEL]; 4]);
+            scalar::tile(m.layout, &m.data, &act, rows, &mut expected[..rows.len()]);
+            // SAFETY: arrays need no instruction set; one panel of the matrix, rows below 4.
+            unsafe { wide::tile::<wide::Portable>(m.layout, &m.data, &act, rows, &mut y[..rows.len()]) };
+            assert_eq!(bits(y.as_flattened()), bits(expected.as_flattened()), "{dtype} {rows:?}");
+            #[cfg(target_arch = "aarch64")]
+            {
+                // SAFETY: NEON is part of the target.
+                unsafe { neon::tile_plain(m.layout, &m.data, &act, rows, &mut y[..rows.len()]) };
+                assert_eq!(
+                    bits(y.as_flattened()),
+                    bits(expected.as_flattened()),
+                    "{dtype} {rows:?} widening"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn products_are_those_of_the_decoded_matrix() {
     let pool = ThreadPool::new(PoolOptions { threads: 1, pin: false });

@@ -1,0 +1,353 @@
+//! The products over whole lines of 64 bytes, written once for every instruction set that has a dot product of bytes.
+//!
+//! A [`Wide`] type says how a line of 16 lanes is held (one register of AVX-512, four of NEON, an array in the tests) and
+//! gives its one-line operations. What can go wrong in a kernel, its offsets and shifts, is here, and is tested everywhere
+//! through the array form, also for sets that the machine at hand does not have.
+
+use super::{Layout, PANEL, QuantAct};
+
+/// 16 lanes: of 4 bytes, of an i32, of an f32. All integer operations wrap; the sums here stay far below 2^31.
+pub(super) trait Wide {
+    /// 64 bytes, 4 a lane.
+    type Bytes: Copy;
+    /// An i32 a lane.
+    type Ints: Copy;
+    /// An f32 a lane.
+    type Floats: Copy;
+
+    /// What [`Self::dot_signed`] adds to every code: sets without a signed product shift codes up.
+    const SIGNED_OFFSET: i32;
+
+    /// # Safety
+    /// As all functions here: the instruction set is present, and `p` points at the 64 bytes, 16 bytes (scales), 32
+    /// bytes (mins, halves) or 16 f32 (store) that are read or written.
+    unsafe fn load(p: *const u8) -> Self::Bytes;
+    /// The low nibble of each byte.
+    unsafe fn low(b: Self::Bytes) -> Self::Bytes;
+    /// The high nibble of each byte.
+    unsafe fn high(b: Self::Bytes) -> Self::Bytes;
+    /// `nibbles | ((bits >> 2 * PLANE) & 3) << 4`
+    unsafe fn join<const PLANE: u32>(nibbles: Self::Bytes, bits: Self::Bytes) -> Self::Bytes;
+    /// acc + the dot product of each lane's codes, 0..=63, with the four activations of `x`.
+    unsafe fn dot(acc: Self::Ints, codes: Self::Bytes, x: i32) -> Self::Ints;
+    /// As [`Self::dot`] for codes -128..=127, each plus [`Self::SIGNED_OFFSET`].
+    unsafe fn dot_signed(acc: Self::Ints, codes: Self::Bytes, x: i32) -> Self::Ints;
+    unsafe fn splat(x: i32) -> Self::Ints;
+    unsafe fn scales(p: *const i8) -> Self::Ints;
+    /// acc + a * b
+    unsafe fn mul_add(acc: Self::Ints, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// acc + each lane's two mins times the two i16 of `sums`.
+    unsafe fn add_mins(acc: Self::Ints, p: *const u8, sums: i32) -> Self::Ints;
+    unsafe fn zeros() -> Self::Floats;
+    /// Sixteen f16.
+    unsafe fn halves(p: *const u8) -> Self::Floats;
+    /// fma(dx * d, f32(sum), acc)
+    unsafe fn add_scaled(acc: Self::Floats, dx: f32, d: Self::Floats, sum: Self::Ints) -> Self::Floats;
+    unsafe fn store(acc: Self::Floats, y: *mut f32);
+}
+
+/// y[i] = the panel's 16 outputs for activation row `rows[i]`; 4, 2 or 1 rows.
+///
+/// # Safety
+/// `W`'s instruction set is present; `panel` is whole blocks for `act.k`, and `rows` are below `act.rows`.
+#[inline(always)]
+pub(super) unsafe fn tile<W: Wide>(
+    layout: Layout,
+    panel: &[u8],
+    act: &QuantAct,
+    rows: &[usize],
+    y: &mut [[f32; PANEL]],
+) {
+    debug_assert_eq!(panel.len(), act.k / layout.block_len() * layout.block_bytes());
+    // SAFETY: the caller's promise is handed on.
+    unsafe {
+        match rows.len() {
+            4 => rows_of::<W, 4>(layout, panel, act, rows, y),
+            2 => rows_of::<W, 2>(layout, panel, act, rows, y),
+            _ => rows_of::<W, 1>(layout, panel, act, rows, y),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rows_of<W: Wide, const T: usize>(
+    layout: Layout,
+    panel: &[u8],
+    act: &QuantAct,
+    rows: &[usize],
+    y: &mut [[f32; PANEL]],
+) {
+    // SAFETY: the caller's promise is handed on.
+    let acc: [W::Floats; T] = unsafe {
+        match layout {
+            Layout::B8 => b8::<W, T, false>(panel, act, rows),
+            Layout::B8M => b8::<W, T, true>(panel, act, rows),
+            Layout::B4 => b4::<W, T>(panel, act, rows),
+            Layout::K4 => k4::<W, T>(panel, act, rows),
+            Layout::K6 => k6::<W, T, false>(panel, act, rows),
+            Layout::K6M => k6::<W, T, true>(panel, act, rows),
+        }
+    };
+    for (acc, y) in acc.into_iter().zip(y) {
+        // SAFETY: a row of `y` is 16 f32.
+        unsafe { W::store(acc, y.as_mut_ptr()) };
+    }
+}
+
+/// Per row of the tile: where its part of an array of `per_row` elements a row begins.
+#[inline(always)]
+fn parts<const T: usize, E>(array: &[E], per_row: usize, rows: &[usize]) -> [*const E; T] {
+    std::array::from_fn(|t| array[rows[t] * per_row..][..per_row].as_ptr())
+}
+
+/// Four bytes from `at` elements on.
+#[inline(always)]
+unsafe fn quad<E>(p: *const E, at: usize) -> i32 {
+    // SAFETY: the caller points at 4 readable bytes there.
+    unsafe { p.add(at).cast::<i32>().read_unaligned() }
+}
+
+// SAFETY of the unsafe blocks below: offsets within block b of the panel stay below the layout's block bytes, and those
+// of activations below the block's length, sums and scales, as the caller promises their sizes.
+
+#[inline(always)]
+unsafe fn k4<W: Wide, const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize]) -> [W::Floats; T] {
+    let blocks = act.k / 256;
+    let q = parts::<T, _>(&act.q, act.k, rows);
+    let sums = parts::<T, _>(&act.sums32, act.k / 32, rows);
+    let dx = parts::<T, _>(&act.d, blocks, rows);
+    // SAFETY: see above.
+    unsafe {
+        let mut acc = [W::zeros(); T];
+        for b in 0..blocks {
+            let p = panel.as_ptr().add(b * 2368);
+            let mut sum = [W::splat(0); T];
+            for g in 0..8 {
+                let mut part = [W::splat(0); T];
+                for l in 0..4 {
+                    let codes = W::load(p.add((g * 4 + l) * 64));
+                    let (first, second) = (W::low(codes), W::high(codes));
+                    for t in 0..T {
+                        let at = b * 256 + g * 32 + l * 8;
+                        part[t] = W::dot(part[t], first, quad(q[t], at));
+                        part[t] = W::dot(part[t], second, quad(q[t], at + 4));
+                    }
+                }
+                // Scales of 6 bits: as i8 they are themselves.
+                let scale = W::scales(p.add(2048 + g * 16).cast());
+                for t in 0..T {
+                    sum[t] = W::mul_add(sum[t], part[t], scale);
+                }
+            }
+            let (d, dmin) = (W::halves(p.add(2304)), W::halves(p.add(2336)));
+            for t in 0..T {
+                let mut min_sum = W::splat(0);
+                for pair in 0..4 {
+                    min_sum = W::add_mins(min_sum, p.add(2176 + pair * 32), quad(sums[t], b * 8 + pair * 2));
+                }
+                let dx = *dx[t].add(b);
+                acc[t] = W::add_scaled(acc[t], dx, d, sum[t]);
+                acc[t] = W::add_scaled(acc[t], -dx, dmin, min_sum);
+            }
+        }
+        acc
+    }
+}
+
+#[inline(always)]
+unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
+    panel: &[u8],
+    act: &QuantAct,
+    rows: &[usize],
+) -> [W::Floats; T] {
+    let blocks = act.k / 256;
+    let block_bytes = if MINS { 3648 } else { 3360 };
+    let q = parts::<T, _>(&act.q, act.k, rows);
+    let sums = parts::<T, _>(&act.sums16, act.k / 16, rows);
+    let dx = parts::<T, _>(&act.d, blocks, rows);
+    // SAFETY: see above.
+    unsafe {
+        let mut acc = [W::zeros(); T];
+        for b in 0..blocks {
+            let p = panel.as_ptr().add(b * block_bytes);
+            let mut sum = [W::splat(0); T];
+            for g in 0..16 {
+                let (l0, l1) = (W::load(p.add(g * 128)), W::load(p.add(g * 128 + 64)));
+                let bits = W::load(p.add(2048 + g * 64));
+                let codes = [
+                    W::join::<0>(W::low(l0), bits),
+                    W::join::<1>(W::high(l0), bits),
+                    W::join::<2>(W::low(l1), bits),
+                    W::join::<3>(W::high(l1), bits),
+                ];
+                let scale = W::scales(p.add(3072 + g * 16).cast());
+                for t in 0..T {
+                    // Without mins codes are stored 32 too high.
+                    let shift = if MINS { 0 } else { -32 * i32::from(*sums[t].add(b * 16 + g)) };
+                    let mut part = W::splat(shift);
+                    for (i, code) in codes.into_iter().enumerate() {
+                        part = W::dot(part, code, quad(q[t], b * 256 + g * 16 + i * 4));
+                    }
+                    sum[t] = W::mul_add(sum[t], part, scale);
+                }
+            }
+            let d = W::halves(p.add(3328));
+            for t in 0..T {
+                acc[t] = W::add_scaled(acc[t], *dx[t].add(b), d, sum[t]);
+                if MINS {
+                    let mut min_sum = W::splat(0);
+                    for pair in 0..8 {
+                        let sums = quad(sums[t], b * 16 + pair * 2);
+                        min_sum = W::add_mins(min_sum, p.add(3360 + pair * 32), sums);
+                    }
+                    acc[t] = W::add_scaled(acc[t], -*dx[t].add(b), W::halves(p.add(3616)), min_sum);
+                }
+            }
+        }
+        acc
+    }
+}
+
+#[inline(always)]
+unsafe fn b4<W: Wide, const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize]) -> [W::Floats; T] {
+    let blocks = act.k / 32;
+    let q = parts::<T, _>(&act.q, act.k, rows);
+    let sums = parts::<T, _>(&act.sums32, blocks, rows);
+    let dx = parts::<T, _>(&act.d, blocks, rows);
+    // SAFETY: see above.
+    unsafe {
+        let mut acc = [W::zeros(); T];
+        for b in 0..blocks {
+            let p = panel.as_ptr().add(b * 288);
+            let mut sum: [W::Ints; T] = std::array::from_fn(|t| W::splat(-8 * i32::from(*sums[t].add(b))));
+            for l in 0..4 {
+                let codes = W::load(p.add(l * 64));
+                let (first, second) = (W::low(codes), W::high(codes));
+                for t in 0..T {
+                    sum[t] = W::dot(sum[t], first, quad(q[t], b * 32 + l * 8));
+                    sum[t] = W::dot(sum[t], second, quad(q[t], b * 32 + l * 8 + 4));
+                }
+            }
+            let d = W::halves(p.add(256));
+            for t in 0..T {
+                acc[t] = W::add_scaled(acc[t], *dx[t].add(b), d, sum[t]);
+            }
+        }
+        acc
+    }
+}
+
+#[inline(always)]
+unsafe fn b8<W: Wide, const T: usize, const MINS: bool>(
+    panel: &[u8],
+    act: &QuantAct,
+    rows: &[usize],
+) -> [W::Floats; T] {
+    let blocks = act.k / 32;
+    let block_bytes = if MINS { 576 } else { 544 };
+    let q = parts::<T, _>(&act.q, act.k, rows);
+    let sums = parts::<T, _>(&act.sums32, blocks, rows);
+    let dx = parts::<T, _>(&act.d, blocks, rows);
+    // SAFETY: see above.
+    unsafe {
+        let mut acc = [W::zeros(); T];
+        for b in 0..blocks {
+            let p = panel.as_ptr().add(b * block_bytes);
+            let total = |t: usize| i32::from(*sums[t].add(b));
+            let mut sum: [W::Ints; T] = std::array::from_fn(|t| W::splat(-W::SIGNED_OFFSET * total(t)));
+            for l in 0..8 {
+                let codes = W::load(p.add(l * 64));
+                for t in 0..T {
+                    sum[t] = W::dot_signed(sum[t], codes, quad(q[t], b * 32 + l * 4));
+                }
+            }
+            let d = W::halves(p.add(512));
+            for t in 0..T {
+                acc[t] = W::add_scaled(acc[t], *dx[t].add(b), d, sum[t]);
+                if MINS {
+                    let dmin = W::halves(p.add(544));
+                    acc[t] = W::add_scaled(acc[t], -*dx[t].add(b), dmin, W::splat(total(t)));
+                }
+            }
+        }
+        acc
+    }
+}
+
+/// Arrays in place of registers: the form in which the kernels above are tested everywhere.
+#[cfg(test)]
+pub(super) struct Portable;
+
+#[cfg(test)]
+impl Wide for Portable {
+    type Bytes = [u8; 64];
+    type Ints = [i32; 16];
+    type Floats = [f32; 16];
+
+    const SIGNED_OFFSET: i32 = 128;
+
+    unsafe fn load(p: *const u8) -> [u8; 64] {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[u8; 64]>().read() }
+    }
+
+    unsafe fn low(b: [u8; 64]) -> [u8; 64] {
+        b.map(|b| b & 15)
+    }
+
+    unsafe fn high(b: [u8; 64]) -> [u8; 64] {
+        b.map(|b| b >> 4)
+    }
+
+    unsafe fn join<const PLANE: u32>(nibbles: [u8; 64], bits: [u8; 64]) -> [u8; 64] {
+        std::array::from_fn(|i| nibbles[i] | (bits[i] >> (2 * PLANE) & 3) << 4)
+    }
+
+    unsafe fn dot(acc: [i32; 16], codes: [u8; 64], x: i32) -> [i32; 16] {
+        let x = x.to_le_bytes().map(|b| i32::from(b as i8));
+        std::array::from_fn(|r| acc[r] + (0..4).map(|i| i32::from(codes[4 * r + i]) * x[i]).sum::<i32>())
+    }
+
+    unsafe fn dot_signed(acc: [i32; 16], codes: [u8; 64], x: i32) -> [i32; 16] {
+        // SAFETY: arrays.
+        unsafe { Self::dot(acc, codes.map(|c| c ^ 0x80), x) }
+    }
+
+    unsafe fn splat(x: i32) -> [i32; 16] {
+        [x; 16]
+    }
+
+    unsafe fn scales(p: *const i8) -> [i32; 16] {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[i8; 16]>().read() }.map(i32::from)
+    }
+
+    unsafe fn mul_add(acc: [i32; 16], a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        std::array::from_fn(|r| acc[r] + a[r] * b[r])
+    }
+
+    unsafe fn add_mins(acc: [i32; 16], p: *const u8, sums: i32) -> [i32; 16] {
+        // SAFETY: the caller's promise.
+        let mins = unsafe { p.cast::<[[u8; 2]; 16]>().read() };
+        let sums = [sums as i16, (sums >> 16) as i16].map(i32::from);
+        std::array::from_fn(|r| acc[r] + i32::from(mins[r][0]) * sums[0] + i32::from(mins[r][1]) * sums[1])
+    }
+
+    unsafe fn zeros() -> [f32; 16] {
+        [0.0; 16]
+    }
+
+    unsafe fn halves(p: *const u8) -> [f32; 16] {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[[u8; 2]; 16]>().read() }.map(|b| half::f16::from_le_bytes(b).to_f32())
+    }
+
+    unsafe fn add_scaled(acc: [f32; 16], dx: f32, d: [f32; 16], sum: [i32; 16]) -> [f32; 16] {
+        std::array::from_fn(|r| (dx * d[r]).mul_add(sum[r] as f32, acc[r]))
+    }
+
+    unsafe fn store(acc: [f32; 16], y: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { y.cast::<[f32; 16]>().write(acc) }
+    }
+}
