@@ -7,6 +7,7 @@
 use std::f64::consts::PI;
 
 use deephold_kernels::RopeTable;
+use serde_json::Value;
 
 use crate::ModelError;
 use crate::config::{POSITIONS_MAX, Section};
@@ -23,6 +24,8 @@ pub(crate) enum RopeScaling {
     Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original: f64 },
     /// A ramp over dimensions between two counts of rotations.
     Yarn(Yarn),
+    /// Each by a divisor of its own, as GGUF files carry them in `rope_freqs.weight`.
+    Factors(Vec<f64>),
 }
 
 /// YaRN's numbers.
@@ -65,6 +68,13 @@ impl RopeConfig {
             Some(r) => RopeScaling::parse(&r, max_positions)?,
             None => RopeScaling::Default,
         };
+        if let RopeScaling::Factors(factors) = &scaling
+            && factors.len() != dim / 2
+        {
+            return Err(
+                c.bad("rope_scaling", format!("has {} factors for {} frequencies", factors.len(), dim / 2))
+            );
+        }
         if matches!(scaling, RopeScaling::Yarn(_)) && theta <= 1.0 {
             return Err(c.bad("rope_theta", "must be above 1 for yarn"));
         }
@@ -78,6 +88,7 @@ impl RopeConfig {
         match &self.scaling {
             RopeScaling::Default => plain.map(|f| f as f32).collect(),
             RopeScaling::Linear { factor } => plain.map(|f| (f / factor) as f32).collect(),
+            RopeScaling::Factors(factors) => plain.zip(factors).map(|(f, by)| (f / by) as f32).collect(),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => plain
                 .map(|f| {
                     let rotations = original * f / (2.0 * PI);
@@ -172,6 +183,15 @@ impl RopeScaling {
                     mscale_all_dim: r.opt_float("mscale_all_dim", 0.0, 1e6)?,
                     truncate: r.flag("truncate", true)?,
                 }))
+            }
+            "factors" => {
+                let list = r.value("factors").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+                let factors: Vec<f64> =
+                    list.iter().filter_map(Value::as_f64).filter(|f| f.is_finite() && *f > 0.0).collect();
+                if factors.is_empty() || factors.len() != list.len() {
+                    return Err(r.bad("factors", "must be a list of positive numbers"));
+                }
+                Ok(Self::Factors(factors))
             }
             other => Err(r.unsupported("rope_type", other, "supported: default, linear, llama3, yarn")),
         }

@@ -32,6 +32,20 @@ fn both_spellings_are_one() {
 }
 
 #[test]
+fn factors_divide_one_frequency_each() {
+    let config =
+        json!({"rope_theta": 1e4, "rope_scaling": {"rope_type": "factors", "factors": [1.0, 2.0, 4.0, 8.0]}});
+    let plain = rope(&json!({}), 8).inv_freq();
+    let expected: Vec<f32> = plain.iter().zip([1.0, 2.0, 4.0, 8.0]).map(|(f, by)| f / by).collect();
+    assert_close(&rope(&config, 8).inv_freq(), &expected, 1e-8, "factors");
+    for bad in [json!([1.0]), json!([1.0, 2.0, 0.0, 1.0]), json!("x"), json!([1, 2, null, 4])] {
+        let config = json!({"rope_scaling": {"rope_type": "factors", "factors": bad}});
+        let section = Section::root(&config).expect("an object");
+        assert!(RopeConfig::parse(&section, 8, 512).is_err(), "{config}");
+    }
+}
+
+#[test]
 fn llama3_bands() {
     let config = json!({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
         "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}});
