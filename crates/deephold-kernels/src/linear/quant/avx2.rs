@@ -18,7 +18,8 @@ use super::{Layout, PANEL, QuantAct};
 /// Bytes ahead of the current line that are asked for; the hardware's own prefetch stops at page ends.
 const AHEAD: usize = 2048;
 
-/// y[i] = the panel's 16 outputs for activation row `rows[i]`; 4, 2 or 1 rows.
+/// y[i] = the panel's 16 outputs for activation row `rows[i]`; 4, 2 or 1 rows. `fetch` asks for lines ahead of their use:
+/// for the first rows that meet a panel, which then comes from memory.
 ///
 /// # Safety
 /// The machine has AVX2, FMA and F16C; `panel` is whole blocks for `act.k`, and `rows` are below `act.rows`.
@@ -29,29 +30,30 @@ pub(super) unsafe fn tile(
     act: &QuantAct,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
+    fetch: bool,
 ) {
     debug_assert_eq!(panel.len(), act.k / layout.block_len() * layout.block_bytes());
     // SAFETY: the caller's promise is handed on.
     unsafe {
         match (rows.len(), layout) {
-            (4, Layout::B8) => b8::<4, false>(panel, act, rows, y),
-            (4, Layout::B8M) => b8::<4, true>(panel, act, rows, y),
-            (4, Layout::B4) => b4::<4>(panel, act, rows, y),
-            (4, Layout::K4) => k4::<4>(panel, act, rows, y),
-            (4, Layout::K6) => k6::<4, false>(panel, act, rows, y),
-            (4, Layout::K6M) => k6::<4, true>(panel, act, rows, y),
-            (2, Layout::B8) => b8::<2, false>(panel, act, rows, y),
-            (2, Layout::B8M) => b8::<2, true>(panel, act, rows, y),
-            (2, Layout::B4) => b4::<2>(panel, act, rows, y),
-            (2, Layout::K4) => k4::<2>(panel, act, rows, y),
-            (2, Layout::K6) => k6::<2, false>(panel, act, rows, y),
-            (2, Layout::K6M) => k6::<2, true>(panel, act, rows, y),
-            (_, Layout::B8) => b8::<1, false>(panel, act, rows, y),
-            (_, Layout::B8M) => b8::<1, true>(panel, act, rows, y),
-            (_, Layout::B4) => b4::<1>(panel, act, rows, y),
-            (_, Layout::K4) => k4::<1>(panel, act, rows, y),
-            (_, Layout::K6) => k6::<1, false>(panel, act, rows, y),
-            (_, Layout::K6M) => k6::<1, true>(panel, act, rows, y),
+            (4, Layout::B8) => b8::<4, false>(panel, act, rows, y, fetch),
+            (4, Layout::B8M) => b8::<4, true>(panel, act, rows, y, fetch),
+            (4, Layout::B4) => b4::<4>(panel, act, rows, y, fetch),
+            (4, Layout::K4) => k4::<4>(panel, act, rows, y, fetch),
+            (4, Layout::K6) => k6::<4, false>(panel, act, rows, y, fetch),
+            (4, Layout::K6M) => k6::<4, true>(panel, act, rows, y, fetch),
+            (2, Layout::B8) => b8::<2, false>(panel, act, rows, y, fetch),
+            (2, Layout::B8M) => b8::<2, true>(panel, act, rows, y, fetch),
+            (2, Layout::B4) => b4::<2>(panel, act, rows, y, fetch),
+            (2, Layout::K4) => k4::<2>(panel, act, rows, y, fetch),
+            (2, Layout::K6) => k6::<2, false>(panel, act, rows, y, fetch),
+            (2, Layout::K6M) => k6::<2, true>(panel, act, rows, y, fetch),
+            (_, Layout::B8) => b8::<1, false>(panel, act, rows, y, fetch),
+            (_, Layout::B8M) => b8::<1, true>(panel, act, rows, y, fetch),
+            (_, Layout::B4) => b4::<1>(panel, act, rows, y, fetch),
+            (_, Layout::K4) => k4::<1>(panel, act, rows, y, fetch),
+            (_, Layout::K6) => k6::<1, false>(panel, act, rows, y, fetch),
+            (_, Layout::K6M) => k6::<1, true>(panel, act, rows, y, fetch),
         }
     }
 }
@@ -118,7 +120,13 @@ fn row_ptrs<const T: usize, E>(array: &[E], per_row: usize, rows: &[usize]) -> [
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn k4<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
+unsafe fn k4<const T: usize>(
+    panel: &[u8],
+    act: &QuantAct,
+    rows: &[usize],
+    y: &mut [[f32; PANEL]],
+    fetch: bool,
+) {
     let blocks = act.k / 256;
     let q = row_ptrs::<T, _>(&act.q, act.k, rows);
     let sums = row_ptrs::<T, _>(&act.sums32, act.k / 32, rows);
@@ -137,7 +145,7 @@ unsafe fn k4<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &m
                     let mut part = [_mm256_setzero_si256(); T];
                     for l in 0..4 {
                         let line = p.add((g * 4 + l) * 64 + h * 32);
-                        if T == 1 && h == 0 {
+                        if fetch && h == 0 {
                             ask_for(line);
                         }
                         let codes = load(line);
@@ -182,6 +190,7 @@ unsafe fn k6<const T: usize, const MINS: bool>(
     act: &QuantAct,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
+    fetch: bool,
 ) {
     let blocks = act.k / 256;
     let block_bytes = if MINS { 3648 } else { 3360 };
@@ -201,7 +210,7 @@ unsafe fn k6<const T: usize, const MINS: bool>(
                 let mut sum = [_mm256_setzero_si256(); T];
                 for g in 0..16 {
                     let (line, high) = (p.add(g * 128 + h * 32), p.add(2048 + g * 64 + h * 32));
-                    if T == 1 && h == 0 {
+                    if fetch && h == 0 {
                         ask_for(line);
                         ask_for(line.add(64));
                         ask_for(high);
@@ -274,7 +283,13 @@ impl Spread for __m128i {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn b4<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
+unsafe fn b4<const T: usize>(
+    panel: &[u8],
+    act: &QuantAct,
+    rows: &[usize],
+    y: &mut [[f32; PANEL]],
+    fetch: bool,
+) {
     let blocks = act.k / 32;
     let q = row_ptrs::<T, _>(&act.q, act.k, rows);
     let sums = row_ptrs::<T, _>(&act.sums32, blocks, rows);
@@ -291,7 +306,7 @@ unsafe fn b4<const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize], y: &m
                 let mut part = [_mm256_setzero_si256(); T];
                 for l in 0..4 {
                     let line = p.add(l * 64 + h * 32);
-                    if T == 1 && h == 0 {
+                    if fetch && h == 0 {
                         ask_for(line);
                     }
                     let codes = load(line);
@@ -322,6 +337,7 @@ unsafe fn b8<const T: usize, const MINS: bool>(
     act: &QuantAct,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
+    fetch: bool,
 ) {
     let blocks = act.k / 32;
     let block_bytes = if MINS { 576 } else { 544 };
@@ -339,7 +355,7 @@ unsafe fn b8<const T: usize, const MINS: bool>(
                 let mut sum = [_mm256_setzero_si256(); T];
                 for l in 0..8 {
                     let line = p.add(l * 64 + h * 32);
-                    if T == 1 && h == 0 {
+                    if fetch && h == 0 {
                         ask_for(line);
                     }
                     let codes = load(line);

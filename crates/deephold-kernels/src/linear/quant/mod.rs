@@ -190,7 +190,7 @@ impl QuantMatrix {
                     assert!(*row < act.rows, "row outside the activations");
                 }
                 let mut y = [[0f32; PANEL]; 4];
-                self.tile(isa, bytes, act, &at[..tile], &mut y[..tile]);
+                self.tile(isa, bytes, act, &at[..tile], &mut y[..tile], i == 0);
                 for (j, y) in y[..tile].iter().enumerate() {
                     let start = (row0 + i + j) * stride + col0 + panel * PANEL;
                     // SAFETY: each output element belongs to one panel and row, and panels to one task.
@@ -201,13 +201,24 @@ impl QuantMatrix {
         }
     }
 
-    fn tile(&self, isa: Isa, panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
+    #[allow(clippy::too_many_arguments, reason = "a tile and a hint")]
+    fn tile(
+        &self,
+        isa: Isa,
+        panel: &[u8],
+        act: &QuantAct,
+        rows: &[usize],
+        y: &mut [[f32; PANEL]],
+        fetch: bool,
+    ) {
+        // Only AVX2 takes the hint.
+        let _ = fetch;
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
                 // SAFETY: `Ops` takes only an available set; `panel` and `act` have this layout's sizes by
                 // construction and the rows were checked.
-                unsafe { avx2::tile(self.layout, panel, act, rows, y) }
+                unsafe { avx2::tile(self.layout, panel, act, rows, y, fetch) }
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
