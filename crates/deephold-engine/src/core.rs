@@ -11,8 +11,10 @@ use deephold_kernels::{KvCache, Ops};
 use deephold_models::Model;
 
 use crate::kv_cache_manager::{KvCacheManager, SeqBlocks};
-use crate::request::{FinishReason, Request, RequestId, RequestOutput, SampledToken};
-use crate::scheduler::{Rank, ScheduledSeq, Scheduler, Seq};
+use crate::request::{
+    FinishReason, Pooling, Request, RequestId, RequestOutput, SampledToken, SamplingParams,
+};
+use crate::scheduler::{Pooled, Rank, ScheduledSeq, Scheduler, Seq};
 use crate::{EngineConfig, EngineError, runner, sampler};
 
 /// One model, its cache and the sequences on it.
@@ -71,6 +73,8 @@ pub struct EngineStats {
     pub sampled_tokens: u64,
     /// Time in steps.
     pub busy: Duration,
+    /// How long the sequence that waits longest has waited.
+    pub oldest_wait: Duration,
 }
 
 impl EngineCore {
@@ -108,7 +112,11 @@ impl EngineCore {
     /// # Errors
     /// A parameter out of range, a prompt that does not fit, or a full queue; nothing is queued then.
     pub fn add_request(&mut self, request: Request) -> Result<(), EngineError> {
-        let Request { id, prompt, mut params, cache_salt, priority, deadline } = request;
+        let Request { id, prompt, mut params, cache_salt, priority, deadline, .. } = request;
+        if request.pooling.is_some() {
+            // Nothing is sampled: one vector a request.
+            params = SamplingParams { max_tokens: 1, ..SamplingParams::default() };
+        }
         let vocab_size = self.model.info().vocab_size;
         params.validate(vocab_size)?;
         let max_model_len = self.config.max_model_len;
@@ -128,13 +136,14 @@ impl EngineCore {
             return Err(EngineError::CacheTooSmall { needed, blocks: self.config.num_blocks });
         }
         let waiting = self.scheduler.num_waiting();
-        if waiting + params.n > self.config.max_waiting {
+        if !self.has_place(&request.tenant, params.n) {
             return Err(EngineError::Busy { waiting });
         }
         if self.ranks.contains_key(&id) {
             return Err(EngineError::Duplicate(id.0));
         }
         let seed = params.seed.unwrap_or_else(entropy);
+        let arrived = self.clock.now();
         let (params, salt): (_, Arc<[u8]>) = (Arc::new(params), cache_salt.into());
         let mut ranks = Vec::with_capacity(params.n);
         for seq_idx in 0..params.n {
@@ -154,9 +163,14 @@ impl EngineCore {
                 seed,
                 salt: Arc::clone(&salt),
                 deadline,
-                started: false,
+                tenant: Arc::clone(&request.tenant),
+                weight: request.weight,
+                constraint: request.constraint.clone(),
+                pooled: request.pooling.map(|how| Pooled { how, sum: Vec::new() }),
+                arrived,
+                started: None,
             };
-            self.scheduler.waiting.insert(rank, seq);
+            self.scheduler.add(seq);
         }
         self.ranks.insert(id, ranks);
         Ok(())
@@ -177,6 +191,11 @@ impl EngineCore {
         ids.into_iter().for_each(|id| _ = self.abort(id));
     }
 
+    /// Whether a request of that id has sequences left.
+    pub fn is_live(&self, id: RequestId) -> bool {
+        self.ranks.contains_key(&id)
+    }
+
     /// Whether a step would do anything.
     pub fn has_work(&self) -> bool {
         self.scheduler.num_running() + self.scheduler.num_waiting() > 0
@@ -190,23 +209,28 @@ impl EngineCore {
         let start = self.clock.now();
         let mut out = StepOutput::default();
         self.expire(start, &mut out.outputs);
-        let plan = self.scheduler.schedule();
+        let plan = self.scheduler.schedule(start);
         (out.num_tokens, out.num_seqs) = (plan.num_tokens, plan.seqs.len());
         if plan.num_tokens > 0 {
-            let logits = runner::forward(&*self.model, &self.ops, &self.cache, &self.scheduler, &plan);
-            let logits = match logits {
-                Ok(logits) => logits,
+            let forward = runner::forward(&*self.model, &self.ops, &self.cache, &self.scheduler, &plan);
+            let forward = match forward {
+                Ok(forward) => forward,
                 Err(e) => {
                     self.fail(&plan.seqs);
                     return Err(e.into());
                 }
             };
+            let mut caught_up = Vec::with_capacity(plan.seqs.len());
             for share in &plan.seqs {
-                self.scheduler.computed(share);
+                caught_up.push(self.scheduler.computed(share));
             }
-            for (row, share) in logits.shares.iter().enumerate() {
-                let output = self.sample(logits.rows.row(row), &plan.seqs[*share]);
+            for (row, share) in forward.shares.iter().enumerate() {
+                let output = self.sample(forward.logits.row(row), &plan.seqs[*share]);
                 out.outputs.extend(output);
+            }
+            for (share, rows) in &forward.pooled {
+                let rows = rows.clone().map(|r| forward.hidden.row(r));
+                out.outputs.extend(self.pool(rows, &plan.seqs[*share], caught_up[*share]));
             }
         }
         out.duration = self.clock.now().saturating_sub(start);
@@ -230,18 +254,33 @@ impl EngineCore {
             prefix_query_tokens,
             preemptions: self.scheduler.preemptions(),
             evictions: pool.evictions(),
+            oldest_wait: self
+                .scheduler
+                .waiting
+                .values()
+                .map(|s| s.arrived)
+                .min()
+                .map_or(Duration::ZERO, |a| self.clock.now().saturating_sub(a)),
             ..self.stats.clone()
         }
+    }
+
+    /// Whether `n` more sequences of a tenant may wait. A full queue is still open, up to twice its length, to a tenant
+    /// that has fewer than its part of the places: one that floods it does not shut out the others.
+    fn has_place(&self, tenant: &str, n: usize) -> bool {
+        let (queue, most) = (&self.scheduler.waiting, self.config.max_waiting);
+        let after = queue.len() + n;
+        let fair = most / (queue.num_tenants() + 1);
+        after <= most || (after <= 2 * most && queue.waiting_of(tenant) + n <= fair)
     }
 
     /// Samples one sequence's next token and ends it where it should.
     fn sample(&mut self, logits: &[f32], share: &ScheduledSeq) -> Option<RequestOutput> {
         let seq = self.scheduler.running.get_mut(&share.rank)?;
         let p = Arc::clone(&seq.params);
-        let token = sampler::sample(logits, &p, seq.seed, seq.seq_idx, &seq.tokens, seq.num_prompt);
-        let Some(token) = token else {
-            let message = "the model's logits are not numbers; verify its weights";
-            return self.finish(share.rank, Vec::new(), FinishReason::Error, Some(message.into()));
+        let token = match sampled(logits, seq) {
+            Ok(token) => token,
+            Err(message) => return self.finish(share.rank, Vec::new(), FinishReason::Error, Some(message)),
         };
         self.stats.sampled_tokens += 1;
         seq.tokens.push(token.id);
@@ -252,14 +291,34 @@ impl EngineCore {
         if seq.output_len() >= p.max_tokens {
             return self.finish(share.rank, vec![token], FinishReason::Length, None);
         }
-        Some(RequestOutput {
-            id: seq.id,
-            seq_idx: seq.seq_idx,
-            tokens: vec![token],
-            finish_reason: None,
-            message: None,
-            cached_tokens: seq.cached_tokens,
-        })
+        Some(RequestOutput { tokens: vec![token], ..news(seq) })
+    }
+
+    /// Adds a pooled sequence's rows; its vector when it has caught up.
+    fn pool<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a [f32]>,
+        share: &ScheduledSeq,
+        caught_up: bool,
+    ) -> Option<RequestOutput> {
+        let seq = self.scheduler.running.get_mut(&share.rank)?;
+        let count = seq.tokens.len() as f64;
+        let pooled = seq.pooled.as_mut()?;
+        for row in rows {
+            pooled.sum.resize(row.len(), 0.0);
+            for (sum, x) in pooled.sum.iter_mut().zip(row) {
+                *sum = match pooled.how {
+                    Pooling::Mean => *sum + f64::from(*x) / count,
+                    Pooling::Last => f64::from(*x),
+                };
+            }
+        }
+        if !caught_up {
+            return None;
+        }
+        let embedding: Vec<f32> = pooled.sum.iter().map(|x| *x as f32).collect();
+        let output = self.finish(share.rank, Vec::new(), FinishReason::Stop, None)?;
+        Some(RequestOutput { embedding: Some(embedding), ..output })
     }
 
     fn finish(
@@ -276,14 +335,7 @@ impl EngineCore {
                 self.ranks.remove(&seq.id);
             }
         }
-        Some(RequestOutput {
-            id: seq.id,
-            seq_idx: seq.seq_idx,
-            tokens,
-            finish_reason: Some(reason),
-            message,
-            cached_tokens: seq.cached_tokens,
-        })
+        Some(RequestOutput { tokens, finish_reason: Some(reason), message, ..news(&seq) })
     }
 
     fn expire(&mut self, now: Duration, outputs: &mut Vec<RequestOutput>) {
@@ -299,6 +351,41 @@ impl EngineCore {
             self.finish(share.rank, Vec::new(), FinishReason::Error, None);
         }
     }
+}
+
+/// An output that says only whose it is.
+fn news(seq: &Seq) -> RequestOutput {
+    RequestOutput {
+        id: seq.id,
+        seq_idx: seq.seq_idx,
+        tokens: Vec::new(),
+        finish_reason: None,
+        message: None,
+        cached_tokens: seq.cached_tokens,
+        queue_time: seq.started.map_or(Duration::ZERO, |s| s.saturating_sub(seq.arrived)),
+        embedding: None,
+    }
+}
+
+/// The next token of a sequence, within its constraint.
+fn sampled(logits: &[f32], seq: &mut Seq) -> Result<SampledToken, String> {
+    let mask = match &mut seq.constraint {
+        Some(constraint) => constraint.allowed()?,
+        None => None,
+    };
+    let token = sampler::sample(
+        logits,
+        &seq.params,
+        mask.as_ref(),
+        seq.seed,
+        seq.seq_idx,
+        &seq.tokens,
+        seq.num_prompt,
+    )?;
+    if let Some(constraint) = &mut seq.constraint {
+        constraint.accept(token.id)?;
+    }
+    Ok(token)
 }
 
 /// A seed nobody asked for: the standard library's per-process hash keys, which the system's randomness feeds.

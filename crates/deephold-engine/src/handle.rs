@@ -3,25 +3,33 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::request::{FinishReason, Request, RequestId, RequestOutput};
-use crate::{EngineCore, EngineError, EngineStats};
+use crate::{EngineCore, EngineError, EngineStats, StepOutput};
 
-/// Commands that may stand in the queue; more callers wait.
-const COMMANDS: usize = 256;
+/// Commands that may stand in the queue; beyond them the engine is busy.
+const COMMANDS: usize = 4096;
+
+/// Takes a request's outputs on the engine's thread, so it must not wait; false ends the request.
+pub type OutputSink = Box<dyn FnMut(RequestOutput) -> bool + Send>;
+
+/// Hears whether a request was accepted, on the engine's thread.
+pub type Accepted = Box<dyn FnOnce(Result<(), EngineError>) + Send>;
+
+/// Sees every step, on the engine's thread.
+pub type StepObserver = Box<dyn FnMut(&StepOutput) + Send>;
 
 enum Command {
-    Add(Box<Request>, SyncSender<RequestOutput>, SyncSender<Result<(), EngineError>>),
+    Add(Box<Request>, OutputSink, Accepted),
     Abort(RequestId),
-    Stats(SyncSender<EngineStats>),
 }
 
-/// Runs an [`EngineCore`]; dropping it ends the thread and with it all requests.
+/// Runs an [`EngineCore`]; when it and all streams are dropped, the thread ends after the requests in it.
 pub struct EngineHandle {
-    commands: Option<SyncSender<Command>>,
-    thread: Option<JoinHandle<()>>,
+    commands: SyncSender<Command>,
+    stats: Arc<Mutex<EngineStats>>,
 }
 
 /// The outputs of one request; dropping it aborts the request.
@@ -35,48 +43,67 @@ pub struct RequestStream {
 
 impl EngineHandle {
     /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system's, where it gives no thread.
     pub fn spawn(core: EngineCore) -> std::io::Result<Self> {
-        let (commands, queue) = sync_channel(COMMANDS);
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || serve(core, &queue))?;
-        Ok(Self { commands: Some(commands), thread: Some(thread) })
+        Self::spawn_observed(core, Box::new(|_| {}))
     }
 
-    /// Queues a request.
+    /// As [`Self::spawn`]; `observer` sees every step.
+    ///
+    /// # Errors
+    /// The system's, where it gives no thread.
+    pub fn spawn_observed(core: EngineCore, observer: StepObserver) -> std::io::Result<Self> {
+        let (commands, queue) = sync_channel(COMMANDS);
+        let stats = Arc::new(Mutex::new(core.stats()));
+        let server = Server { core, sinks: HashMap::new(), stats: Arc::clone(&stats), observer };
+        std::thread::Builder::new().name("engine".into()).spawn(move || server.run(&queue))?;
+        Ok(Self { commands, stats })
+    }
+
+    /// Queues a request; never waits. `accepted` hears what [`EngineCore::add_request`] says, then `sink` the outputs.
+    ///
+    /// # Errors
+    /// [`EngineError::Stopped`], or [`EngineError::Busy`] where too many commands stand before it.
+    pub fn submit_with(
+        &self,
+        request: Request,
+        sink: OutputSink,
+        accepted: Accepted,
+    ) -> Result<(), EngineError> {
+        self.commands.try_send(Command::Add(Box::new(request), sink, accepted)).map_err(|e| match e {
+            TrySendError::Full(_) => EngineError::Busy { waiting: COMMANDS },
+            TrySendError::Disconnected(_) => EngineError::Stopped,
+        })
+    }
+
+    /// Ends a request before its next step, without further output.
+    pub fn abort(&self, id: RequestId) {
+        // A full queue means a busy engine; the engine notices the closed sink at its next output.
+        let _ = self.commands.try_send(Command::Abort(id));
+    }
+
+    /// Queues a request and waits until it is accepted.
     ///
     /// # Errors
     /// What [`EngineCore::add_request`] refuses.
     pub fn submit(&self, request: Request) -> Result<RequestStream, EngineError> {
         let (id, open) = (request.id, request.params.n);
-        let commands = self.commands.clone().ok_or(EngineError::Stopped)?;
         // One place for each output that can ever come, so that the engine never waits for a slow reader; the engine
         // cuts max_tokens to the context in the same way. Channels grow as they fill.
         let places = request.params.max_tokens.min(1 << 24).saturating_add(1).saturating_mul(open);
         let (outputs, receiver) = bounded(places);
         let (answer, answered) = sync_channel(1);
-        commands.send(Command::Add(Box::new(request), outputs, answer)).map_err(|_| EngineError::Stopped)?;
+        let sink = Box::new(move |output| outputs.try_send(output).is_ok());
+        self.submit_with(request, sink, Box::new(move |result| _ = answer.send(result)))?;
         answered.recv().map_err(|_| EngineError::Stopped)??;
-        Ok(RequestStream { id, outputs: receiver, commands, open })
+        Ok(RequestStream { id, outputs: receiver, commands: self.commands.clone(), open })
     }
 
-    /// Counters and state.
-    ///
-    /// # Errors
-    /// [`EngineError::Stopped`].
-    pub fn stats(&self) -> Result<EngineStats, EngineError> {
-        let (answer, answered) = sync_channel(1);
-        let commands = self.commands.as_ref().ok_or(EngineError::Stopped)?;
-        commands.send(Command::Stats(answer)).map_err(|_| EngineError::Stopped)?;
-        answered.recv().map_err(|_| EngineError::Stopped)
-    }
-}
-
-impl Drop for EngineHandle {
-    fn drop(&mut self) {
-        self.commands = None;
-        if let Some(thread) = self.thread.take() {
-            // Streams hold senders too: the thread ends when the last is gone. Joining here would wait for them.
-            drop(thread);
-        }
+    /// Counters and state after the last step or command.
+    pub fn stats(&self) -> EngineStats {
+        self.stats.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 }
 
@@ -132,83 +159,87 @@ fn bounded(places: usize) -> (SyncSender<RequestOutput>, Receiver<RequestOutput>
     sync_channel(places.min(1 << 16))
 }
 
-type Readers = HashMap<RequestId, SyncSender<RequestOutput>>;
-
-fn serve(mut core: EngineCore, queue: &Receiver<Command>) {
-    let mut readers = Readers::new();
-    loop {
-        if !core.has_work() {
-            match queue.recv() {
-                Ok(command) => obey(&mut core, &mut readers, command),
-                Err(_) => return,
-            }
-        }
-        while let Ok(command) = queue.try_recv() {
-            obey(&mut core, &mut readers, command);
-        }
-        if core.has_work() {
-            step(&mut core, &mut readers);
-        }
-    }
+/// What the thread owns.
+struct Server {
+    core: EngineCore,
+    sinks: HashMap<RequestId, OutputSink>,
+    stats: Arc<Mutex<EngineStats>>,
+    observer: StepObserver,
 }
 
-fn obey(core: &mut EngineCore, readers: &mut Readers, command: Command) {
-    match command {
-        Command::Add(request, outputs, answer) => {
-            let id = request.id;
-            let added = core.add_request(*request);
-            if added.is_ok() {
-                readers.insert(id, outputs);
+impl Server {
+    fn run(mut self, queue: &Receiver<Command>) {
+        loop {
+            if !self.core.has_work() {
+                match queue.recv() {
+                    Ok(command) => self.obey(command),
+                    Err(_) => return,
+                }
             }
-            if answer.send(added).is_err() {
-                core.abort(id);
-                readers.remove(&id);
+            while let Ok(command) = queue.try_recv() {
+                self.obey(command);
             }
-        }
-        Command::Abort(id) => {
-            core.abort(id);
-            readers.remove(&id);
-        }
-        Command::Stats(answer) => {
-            let _ = answer.send(core.stats());
+            if self.core.has_work() {
+                self.step();
+            }
+            *self.stats.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = self.core.stats();
         }
     }
-}
 
-/// One step; a failure or a panic in it ends the requests, not the engine.
-fn step(core: &mut EngineCore, readers: &mut Readers) {
-    let message = match catch_unwind(AssertUnwindSafe(|| core.step())) {
-        Ok(Ok(out)) => {
-            for output in out.outputs {
-                deliver(core, readers, output);
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Add(request, sink, accepted) => {
+                let id = request.id;
+                let added = self.core.add_request(*request);
+                if added.is_ok() {
+                    self.sinks.insert(id, sink);
+                }
+                accepted(added);
             }
-            return;
+            Command::Abort(id) => {
+                self.core.abort(id);
+                self.sinks.remove(&id);
+            }
         }
-        Ok(Err(e)) => e.to_string(),
-        Err(_) => "the engine failed in a step; this is a defect".to_owned(),
-    };
-    core.abort_all();
-    for (id, reader) in readers.drain() {
-        let _ = reader.try_send(RequestOutput {
-            id,
-            seq_idx: 0,
-            tokens: Vec::new(),
-            finish_reason: Some(FinishReason::Error),
-            message: Some(message.clone()),
-            cached_tokens: 0,
-        });
     }
-}
 
-fn deliver(core: &mut EngineCore, readers: &mut Readers, output: RequestOutput) {
-    let id = output.id;
-    let Some(reader) = readers.get(&id) else { return };
-    match reader.try_send(output) {
-        Ok(()) => {}
-        // Gone, or so slow that a whole answer waits: either way nobody reads it.
-        Err(TrySendError::Disconnected(_) | TrySendError::Full(_)) => {
-            core.abort(id);
-            readers.remove(&id);
+    /// One step; a failure or a panic in it ends the requests, not the engine.
+    fn step(&mut self) {
+        let message = match catch_unwind(AssertUnwindSafe(|| self.core.step())) {
+            Ok(Ok(out)) => {
+                (self.observer)(&out);
+                for output in out.outputs {
+                    self.deliver(output);
+                }
+                return;
+            }
+            Ok(Err(e)) => e.to_string(),
+            Err(_) => "the engine failed in a step; this is a defect".to_owned(),
+        };
+        self.core.abort_all();
+        for (id, mut sink) in self.sinks.drain() {
+            sink(RequestOutput {
+                id,
+                seq_idx: 0,
+                tokens: Vec::new(),
+                finish_reason: Some(FinishReason::Error),
+                message: Some(message.clone()),
+                cached_tokens: 0,
+                queue_time: Duration::ZERO,
+                embedding: None,
+            });
+        }
+    }
+
+    fn deliver(&mut self, output: RequestOutput) {
+        let id = output.id;
+        let Some(sink) = self.sinks.get_mut(&id) else { return };
+        let wanted = sink(output);
+        if !wanted {
+            self.core.abort(id);
+        }
+        if !self.core.is_live(id) {
+            self.sinks.remove(&id);
         }
     }
 }

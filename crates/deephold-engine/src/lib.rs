@@ -8,6 +8,7 @@
 
 mod block_pool;
 mod config;
+mod constraint;
 mod core;
 mod error;
 mod handle;
@@ -18,12 +19,14 @@ pub mod sampler;
 mod scheduler;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use block_pool::{BlockId, BlockPool};
 pub use config::EngineConfig;
+pub use constraint::{Constraint, TokenMask};
 pub use core::{EngineCore, EngineStats, StepOutput};
 pub use error::EngineError;
-pub use handle::{EngineHandle, RequestStream};
+pub use handle::{Accepted, EngineHandle, OutputSink, RequestStream, StepObserver};
 pub use kv_cache_manager::KvCacheManager;
-pub use request::{FinishReason, Request, RequestId, RequestOutput, SampledToken, SamplingParams};
+pub use request::{FinishReason, Pooling, Request, RequestId, RequestOutput, SampledToken, SamplingParams};
 pub use scheduler::{ScheduledSeq, Scheduler, SchedulerOutput};

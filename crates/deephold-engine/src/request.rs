@@ -1,10 +1,12 @@
 //! What callers ask and get.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use deephold_base::TokenId;
 
 use crate::EngineError;
+use crate::constraint::Constraint;
 
 /// A caller's name for a request; unique while it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,12 +27,40 @@ pub struct Request {
     pub priority: i32,
     /// Time on the engine's clock after which the request ends as it is.
     pub deadline: Option<Duration>,
+    /// Whose it is: tenants of one priority share the engine by what was computed for each.
+    pub tenant: Arc<str>,
+    /// The tenant's share against others; above 0.
+    pub weight: f32,
+    /// What the answer may be; each of `n` sequences gets a copy.
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// Ends the request with one vector of the prompt instead of an answer; `params` are not used then.
+    pub pooling: Option<Pooling>,
+}
+
+/// How the positions' hidden states, behind the final norm, become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The last one.
+    Last,
 }
 
 impl Request {
     /// A request with defaults for everything else.
     pub fn new(id: u64, prompt: Vec<TokenId>, params: SamplingParams) -> Self {
-        Self { id: RequestId(id), prompt, params, cache_salt: Vec::new(), priority: 0, deadline: None }
+        Self {
+            id: RequestId(id),
+            prompt,
+            params,
+            cache_salt: Vec::new(),
+            priority: 0,
+            deadline: None,
+            tenant: "".into(),
+            weight: 1.0,
+            constraint: None,
+            pooling: None,
+        }
     }
 }
 
@@ -181,4 +211,8 @@ pub struct RequestOutput {
     pub message: Option<String>,
     /// Prompt tokens that came out of the prefix cache.
     pub cached_tokens: usize,
+    /// How long the sequence waited before it first ran.
+    pub queue_time: Duration,
+    /// The vector that [`Request::pooling`] asked for, \[H\].
+    pub embedding: Option<Vec<f32>>,
 }

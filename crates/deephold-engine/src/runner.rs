@@ -6,10 +6,15 @@ use deephold_models::{Model, ModelError};
 
 use crate::scheduler::{Scheduler, SchedulerOutput};
 
-/// Logits of the sequences that caught up, and which share of the plan each row belongs to.
-pub(crate) struct Logits {
-    pub(crate) rows: Tensor,
+/// What one pass gave; shares are places in the plan.
+pub(crate) struct Forward {
+    /// Logits of the sequences that caught up.
+    pub(crate) logits: Tensor,
     pub(crate) shares: Vec<usize>,
+    /// Hidden states of all rows of pooled sequences.
+    pub(crate) hidden: Tensor,
+    /// Which rows of `hidden` belong to which share.
+    pub(crate) pooled: Vec<(usize, std::ops::Range<usize>)>,
 }
 
 /// Runs the plan: rows of all sequences side by side, logits only where a token will be sampled.
@@ -19,22 +24,44 @@ pub(crate) fn forward(
     cache: &KvCache,
     scheduler: &Scheduler,
     plan: &SchedulerOutput,
-) -> Result<Logits, ModelError> {
+) -> Result<Forward, ModelError> {
     let mut tokens: Vec<TokenId> = Vec::with_capacity(plan.num_tokens);
     let mut seqs = Vec::with_capacity(plan.seqs.len());
     let (mut logits_rows, mut shares) = (Vec::new(), Vec::new());
+    let (mut hidden_rows, mut pooled) = (Vec::new(), Vec::new());
     for (i, share) in plan.seqs.iter().enumerate() {
         let Some(seq) = scheduler.running.get(&share.rank) else { continue };
         let end = seq.num_computed + share.num_tokens;
         let rows = tokens.len()..tokens.len() + share.num_tokens;
         tokens.extend_from_slice(&seq.tokens[seq.num_computed..end]);
-        if end == seq.tokens.len() {
+        if seq.pooled.is_some() {
+            let start = hidden_rows.len();
+            hidden_rows.extend(rows.clone());
+            pooled.push((i, start..hidden_rows.len()));
+        } else if end == seq.tokens.len() {
             logits_rows.push(rows.end - 1);
             shares.push(i);
         }
         seqs.push(SeqRows { rows, num_computed: seq.num_computed, block_table: seq.blocks.table.clone() });
     }
     let ctx = AttentionContext::new(ops, cache, &seqs);
-    let rows = model.forward(&ctx, &tokens, &logits_rows)?;
-    Ok(Logits { rows, shares })
+    let sampled = logits_rows.len();
+    logits_rows.extend(hidden_rows);
+    let all = model.hidden(&ctx, &tokens, &logits_rows)?;
+    if sampled == all.rows() {
+        return Ok(Forward { logits: model.head(ops, &all), shares, hidden: ops.zeros(0, 0), pooled });
+    }
+    let (first, hidden) = split(ops, &all, sampled);
+    Ok(Forward { logits: model.head(ops, &first), shares, hidden, pooled })
+}
+
+/// The first `rows` rows, and the others.
+fn split(ops: &Ops, all: &Tensor, rows: usize) -> (Tensor, Tensor) {
+    let mut first = ops.zeros(rows, all.cols());
+    let mut rest = ops.zeros(all.rows() - rows, all.cols());
+    for i in 0..all.rows() {
+        let target = if i < rows { first.row_mut(i) } else { rest.row_mut(i - rows) };
+        target.copy_from_slice(all.row(i));
+    }
+    (first, rest)
 }

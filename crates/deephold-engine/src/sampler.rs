@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use deephold_base::TokenId;
 
+use crate::constraint::TokenMask;
 use crate::request::{SampledToken, SamplingParams};
 
 /// A uniform number in 0..1 with 53 bits: SplitMix64's finalizer (Steele et al. 2014) over a counter.
@@ -23,22 +24,37 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Chooses the next token; `None` where the logits are not numbers.
+/// Chooses the next token.
 ///
-/// `tokens` are prompt and answer so far, the answer from `num_prompt` on.
+/// `tokens` are prompt and answer so far, the answer from `num_prompt` on; `mask` says which tokens may come.
+///
+/// # Errors
+/// Logits that are not numbers, or a mask, a bias and the minimal length that together leave no token.
 pub fn sample(
     logits: &[f32],
     params: &SamplingParams,
+    mask: Option<&TokenMask>,
     seed: u64,
     seq_idx: usize,
     tokens: &[TokenId],
     num_prompt: usize,
-) -> Option<SampledToken> {
+) -> Result<SampledToken, String> {
     // One infinite logit or NaN would make every probability NaN; minus infinity only forbids a token.
     if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) || logits.iter().all(|x| x.is_infinite()) {
-        return None;
+        return Err("the model's logits are not numbers; verify its weights".into());
     }
-    let changed = adjusted(logits, params, tokens, num_prompt);
+    let mut changed = adjusted(logits, params, tokens, num_prompt);
+    if let Some(mask) = mask {
+        let changed = changed.get_or_insert_with(|| logits.to_vec());
+        for (id, x) in changed.iter_mut().enumerate() {
+            if !mask.allows(id as TokenId) {
+                *x = f32::NEG_INFINITY;
+            }
+        }
+        if changed.iter().all(|x| *x == f32::NEG_INFINITY) {
+            return Err("no token may come next: the constraint, logit_bias and min_tokens contradict".into());
+        }
+    }
     let adjusted = changed.as_deref().unwrap_or(logits);
     let id = if params.temperature == 0.0 {
         argmax(adjusted)
@@ -52,7 +68,7 @@ pub fn sample(
         }
         None => (None, Vec::new()),
     };
-    Some(SampledToken { id, logprob, top })
+    Ok(SampledToken { id, logprob, top })
 }
 
 /// Logits after bias, penalties and forbidden ends; `None` where nothing changes them.

@@ -1,8 +1,9 @@
 //! Who computes how many tokens in the next step. Pure: state in, decision out; no time, no arithmetic.
 //!
-//! Sequences stand in one order, by priority, then arrival. Running ones are served first, each as many tokens as it
-//! lacks and the budget allows; what is left goes to waiting ones. Where blocks run out, the last running sequence gives
-//! its blocks up and waits in its old place. So the first sequence always advances, and every one becomes first.
+//! Running sequences stand in one order, by priority, then arrival. Those that lack one token come first, so that nobody's
+//! long prompt delays another's answer; then the others, each as many tokens as it lacks and the budget allows. What is
+//! left goes to waiting ones, by [`WaitingQueue`]'s turns. Where blocks run out, the last running sequence gives its blocks
+//! up and waits in its old place. So the first running sequence always advances, and every one becomes first.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -11,8 +12,10 @@ use std::time::Duration;
 
 use deephold_base::TokenId;
 
+use crate::constraint::Constraint;
 use crate::kv_cache_manager::{KvCacheManager, SeqBlocks};
-use crate::request::{RequestId, SamplingParams};
+use crate::request::{Pooling, RequestId, SamplingParams};
+use crate::waiting::WaitingQueue;
 
 /// A place in the order: higher priority first, then earlier arrival.
 pub(crate) type Rank = (Reverse<i32>, u64);
@@ -33,12 +36,29 @@ pub(crate) struct Seq {
     pub(crate) seed: u64,
     pub(crate) salt: Arc<[u8]>,
     pub(crate) deadline: Option<Duration>,
-    pub(crate) started: bool,
+    pub(crate) tenant: Arc<str>,
+    pub(crate) weight: f32,
+    pub(crate) constraint: Option<Box<dyn Constraint>>,
+    pub(crate) pooled: Option<Pooled>,
+    pub(crate) arrived: Duration,
+    /// When it first ran.
+    pub(crate) started: Option<Duration>,
+}
+
+/// A sequence that ends in a vector instead of tokens.
+pub(crate) struct Pooled {
+    pub(crate) how: Pooling,
+    /// Sums over positions, in their order.
+    pub(crate) sum: Vec<f64>,
 }
 
 impl Seq {
     pub(crate) fn output_len(&self) -> usize {
         self.tokens.len() - self.num_prompt
+    }
+
+    fn missing(&self) -> usize {
+        self.tokens.len() - self.num_computed
     }
 }
 
@@ -64,7 +84,7 @@ pub struct SchedulerOutput {
 /// All sequences and the cache's bookkeeping.
 pub struct Scheduler {
     pub(crate) running: BTreeMap<Rank, Seq>,
-    pub(crate) waiting: BTreeMap<Rank, Seq>,
+    pub(crate) waiting: WaitingQueue,
     pub(crate) kv: KvCacheManager,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
@@ -76,7 +96,7 @@ impl Scheduler {
     pub fn new(kv: KvCacheManager, max_num_seqs: usize, max_num_batched_tokens: usize) -> Self {
         Self {
             running: BTreeMap::new(),
-            waiting: BTreeMap::new(),
+            waiting: WaitingQueue::default(),
             kv,
             max_num_seqs,
             max_num_batched_tokens,
@@ -99,64 +119,80 @@ impl Scheduler {
         self.preemptions
     }
 
-    /// Decides the next step; the chosen sequences hold the blocks that it needs.
-    pub fn schedule(&mut self) -> SchedulerOutput {
+    /// Decides the next step; the chosen sequences hold the blocks that it needs. `now` is noted as the start of those
+    /// that run for the first time.
+    pub fn schedule(&mut self, now: Duration) -> SchedulerOutput {
         let mut out = SchedulerOutput::default();
-        let mut budget = self.max_num_batched_tokens;
-        let ranks: Vec<Rank> = self.running.keys().copied().collect();
-        for rank in ranks {
+        let (answers, prompts): (Vec<Rank>, Vec<Rank>) =
+            self.running.keys().partition(|rank| self.running[rank].missing() == 1);
+        for rank in answers.into_iter().chain(prompts) {
+            let budget = self.max_num_batched_tokens - out.num_tokens;
             if budget == 0 {
                 break;
             }
-            let num_tokens = self.advance(rank, budget, &mut out.preempted);
+            let num_tokens = self.advance(rank, budget, &mut out);
             if num_tokens > 0 {
-                budget -= num_tokens;
+                out.num_tokens += num_tokens;
                 out.seqs.push(ScheduledSeq { rank, num_tokens });
             }
         }
         // Whoever just lost blocks would take them from the next: admit nobody in such a step.
-        while out.preempted == 0 && budget > 0 && self.running.len() < self.max_num_seqs {
-            let Some((rank, num_tokens)) = self.admit(budget) else { break };
-            budget -= num_tokens;
+        while out.preempted == 0 && self.running.len() < self.max_num_seqs {
+            let budget = self.max_num_batched_tokens - out.num_tokens;
+            if budget == 0 {
+                break;
+            }
+            let Some((rank, num_tokens)) = self.admit(budget, now) else { break };
+            out.num_tokens += num_tokens;
             out.seqs.push(ScheduledSeq { rank, num_tokens });
         }
-        out.num_tokens = self.max_num_batched_tokens - budget;
         out
     }
 
     /// Tokens for a running sequence; 0 where it was itself preempted.
-    fn advance(&mut self, rank: Rank, budget: usize, preempted: &mut usize) -> usize {
+    fn advance(&mut self, rank: Rank, budget: usize, out: &mut SchedulerOutput) -> usize {
         loop {
             let Some(seq) = self.running.get_mut(&rank) else { return 0 };
-            let num_tokens = (seq.tokens.len() - seq.num_computed).min(budget);
+            let num_tokens = seq.missing().min(budget);
             if self.kv.grow(&mut seq.blocks, seq.num_computed + num_tokens) {
                 return num_tokens;
             }
             let Some((last, mut victim)) = self.running.pop_last() else { return 0 };
             self.kv.free(&mut victim.blocks);
             victim.num_computed = 0;
-            self.waiting.insert(last, victim);
+            if let Some(pooled) = &mut victim.pooled {
+                pooled.sum.fill(0.0);
+            }
+            self.waiting.insert(victim);
             self.preemptions += 1;
-            *preempted += 1;
+            out.preempted += 1;
+            // It may have been chosen in this very step.
+            if let Some(i) = out.seqs.iter().position(|s| s.rank == last) {
+                out.num_tokens -= out.seqs.remove(i).num_tokens;
+            }
         }
     }
 
-    /// Moves the first waiting sequence to the running ones, if the cache has room for its first chunk.
-    fn admit(&mut self, budget: usize) -> Option<(Rank, usize)> {
-        let mut entry = self.waiting.first_entry()?;
-        let seq = entry.get_mut();
-        let cached = self.kv.take_prefix(&mut seq.blocks, &seq.tokens, &seq.salt);
+    /// Moves the waiting sequence whose turn it is to the running ones, if the cache has room for its first chunk.
+    fn admit(&mut self, budget: usize, now: Duration) -> Option<(Rank, usize)> {
+        let rank = self.waiting.next()?;
+        let seq = self.waiting.get_mut(&rank)?;
+        // A pooled sequence needs every position's hidden state, which no cache keeps.
+        let cached = match seq.pooled {
+            Some(_) => 0,
+            None => self.kv.take_prefix(&mut seq.blocks, &seq.tokens, &seq.salt),
+        };
         let num_tokens = (seq.tokens.len() - cached).min(budget);
         if !self.kv.grow(&mut seq.blocks, cached + num_tokens) {
             self.kv.free(&mut seq.blocks);
             return None;
         }
         seq.num_computed = cached;
-        if !seq.started {
-            seq.started = true;
+        if seq.started.is_none() {
+            seq.started = Some(now);
             seq.cached_tokens = cached.min(seq.num_prompt);
         }
-        let (rank, seq) = entry.remove_entry();
+        let seq = self.waiting.remove(&rank)?;
         self.running.insert(rank, seq);
         Some((rank, num_tokens))
     }
@@ -165,14 +201,24 @@ impl Scheduler {
     pub(crate) fn computed(&mut self, share: &ScheduledSeq) -> bool {
         let Some(seq) = self.running.get_mut(&share.rank) else { return false };
         seq.num_computed += share.num_tokens;
-        self.kv.publish(&mut seq.blocks, &seq.tokens, seq.num_computed, &seq.salt);
+        self.waiting.charge(&seq.tenant, share.num_tokens, seq.weight);
+        if seq.pooled.is_none() {
+            self.kv.publish(&mut seq.blocks, &seq.tokens, seq.num_computed, &seq.salt);
+        }
         seq.num_computed == seq.tokens.len()
+    }
+
+    /// A new sequence.
+    pub(crate) fn add(&mut self, seq: Seq) {
+        self.waiting.enter(&seq.tenant);
+        self.waiting.insert(seq);
     }
 
     /// Takes a sequence out, wherever it stands, and frees its blocks.
     pub(crate) fn remove(&mut self, rank: &Rank) -> Option<Seq> {
         let mut seq = self.running.remove(rank).or_else(|| self.waiting.remove(rank))?;
         self.kv.free(&mut seq.blocks);
+        self.waiting.leave(&seq.tenant);
         Some(seq)
     }
 

@@ -3,4 +3,5 @@
 mod pool;
 mod real;
 mod sampling;
+mod sharing;
 mod simulation;

@@ -110,14 +110,14 @@ impl Model for Decoder {
         self.info.cache_layers.clone()
     }
 
-    fn forward(
+    fn hidden(
         &self,
         ctx: &AttentionContext<'_>,
         tokens: &[TokenId],
-        logits_rows: &[usize],
+        rows: &[usize],
     ) -> Result<Tensor, ModelError> {
         let ops = ctx.ops();
-        if let Some(row) = logits_rows.iter().find(|r| **r >= tokens.len()) {
+        if let Some(row) = rows.iter().find(|r| **r >= tokens.len()) {
             return Err(ModelError::Row { row: *row, rows: tokens.len() });
         }
         // 1. Embedding [T, H], read from the mapped file.
@@ -126,10 +126,13 @@ impl Model for Decoder {
         for layer in &self.layers {
             layer.forward(ctx, &mut x);
         }
-        // 3. Final norm and head, only for the rows that someone will sample from.
-        let rows = select_rows(ops, &x, logits_rows);
-        let normed = self.norm.forward(ops, &rows);
-        Ok(ops.linear(&self.lm_head, &Act::new(&normed))) // [rows, V]
+        // 3. Final norm, only for the rows that someone reads.
+        let rows = select_rows(ops, &x, rows);
+        Ok(self.norm.forward(ops, &rows)) // [rows, H]
+    }
+
+    fn head(&self, ops: &Ops, hidden: &Tensor) -> Tensor {
+        ops.linear(&self.lm_head, &Act::new(hidden)) // [rows, V]
     }
 }
 

@@ -49,16 +49,33 @@ pub trait Model: Send + Sync {
     /// What each layer keeps for each position, one entry a kind of cache.
     fn cache_layers(&self) -> Vec<Vec<CacheSpec>>;
 
-    /// One pass over the batch's T rows; logits [logits_rows.len(), V] of the rows asked for, in that order.
+    /// One pass over the batch's T rows; the residual stream behind the final norm, [rows.len(), H], of the rows asked
+    /// for, in that order.
     ///
     /// # Errors
     /// [`ModelError::Token`] for an id beyond the vocabulary, [`ModelError::Row`] for a row beyond the batch.
+    fn hidden(
+        &self,
+        ctx: &AttentionContext<'_>,
+        tokens: &[TokenId],
+        rows: &[usize],
+    ) -> Result<Tensor, ModelError>;
+
+    /// Logits [rows, V] of what [`Self::hidden`] gave.
+    fn head(&self, ops: &Ops, hidden: &Tensor) -> Tensor;
+
+    /// Both in one: logits [logits_rows.len(), V].
+    ///
+    /// # Errors
+    /// As [`Self::hidden`].
     fn forward(
         &self,
         ctx: &AttentionContext<'_>,
         tokens: &[TokenId],
         logits_rows: &[usize],
-    ) -> Result<Tensor, ModelError>;
+    ) -> Result<Tensor, ModelError> {
+        Ok(self.head(ctx.ops(), &self.hidden(ctx, tokens, logits_rows)?))
+    }
 }
 
 /// `architectures[0]`, `model_type`, and how a configuration is read.

@@ -2,16 +2,16 @@ use crate::request::SamplingParams;
 use crate::sampler::{sample, uniform};
 
 fn id(logits: &[f32], p: &SamplingParams, tokens: &[u32], num_prompt: usize) -> u32 {
-    sample(logits, p, p.seed.unwrap_or(0), 0, tokens, num_prompt).unwrap().id
+    sample(logits, p, None, p.seed.unwrap_or(0), 0, tokens, num_prompt).unwrap().id
 }
 
 #[test]
 fn greedy_takes_the_best_and_the_lowest_of_equals() {
     let p = SamplingParams::default();
     assert_eq!(id(&[1.0, 3.0, 3.0, f32::NEG_INFINITY], &p, &[0], 1), 1);
-    assert!(sample(&[1.0, f32::NAN], &p, 0, 0, &[0], 1).is_none());
-    assert!(sample(&[1.0, f32::INFINITY], &p, 0, 0, &[0], 1).is_none());
-    assert!(sample(&[f32::NEG_INFINITY; 2], &p, 0, 0, &[0], 1).is_none());
+    assert!(sample(&[1.0, f32::NAN], &p, None, 0, 0, &[0], 1).is_err());
+    assert!(sample(&[1.0, f32::INFINITY], &p, None, 0, 0, &[0], 1).is_err());
+    assert!(sample(&[f32::NEG_INFINITY; 2], &p, None, 0, 0, &[0], 1).is_err());
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn draws_follow_the_distribution_and_the_filters() {
     let count = |p: &SamplingParams| {
         let mut counts = [0u32; 3];
         for seed in 0..20_000 {
-            counts[sample(&logits, p, seed, 0, &[0], 1).unwrap().id as usize] += 1;
+            counts[sample(&logits, p, None, seed, 0, &[0], 1).unwrap().id as usize] += 1;
         }
         counts
     };
@@ -62,7 +62,7 @@ fn draws_follow_the_distribution_and_the_filters() {
 fn logprobs_are_the_model_s_own() {
     let logits = [2.0f32, 1.0, 0.0];
     let p = SamplingParams { logprobs: Some(2), logit_bias: vec![(2, 100.0)], ..SamplingParams::default() };
-    let token = sample(&logits, &p, 0, 0, &[0], 1).unwrap();
+    let token = sample(&logits, &p, None, 0, 0, &[0], 1).unwrap();
     let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
     assert_eq!(token.id, 2);
     assert!((f64::from(token.logprob.unwrap()) + sum.ln()).abs() < 1e-6);

@@ -12,7 +12,7 @@ use deephold_testkit::Rng;
 use crate::request::{FinishReason, Request, RequestId, SamplingParams};
 use crate::{EngineConfig, EngineCore, EngineError};
 
-const VOCAB: usize = 97;
+pub(super) const VOCAB: usize = 97;
 
 /// The next token is a function of the tokens' running average, read through the real paged cache.
 struct Averaging(ModelInfo);
@@ -33,11 +33,11 @@ impl Model for Averaging {
         vec![vec![spec("k"), spec("v")]]
     }
 
-    fn forward(
+    fn hidden(
         &self,
         ctx: &AttentionContext<'_>,
         tokens: &[TokenId],
-        logits_rows: &[usize],
+        rows: &[usize],
     ) -> Result<Tensor, ModelError> {
         let ops = ctx.ops();
         let mut x = ops.zeros(tokens.len(), 16);
@@ -47,16 +47,29 @@ impl Model for Averaging {
         ctx.write(0, 0, &x);
         ctx.write(0, 1, &x);
         let y = ctx.attend_gqa(0, &x, 1e-4);
-        let mut logits = ops.zeros(logits_rows.len(), VOCAB);
-        for (i, row) in logits_rows.iter().enumerate() {
-            let hash = y.row(*row).iter().fold(7u32, |h, v| h.wrapping_mul(31) ^ v.to_bits());
+        let mut hidden = ops.zeros(rows.len(), 16);
+        for (i, row) in rows.iter().enumerate() {
+            hidden.row_mut(i).copy_from_slice(y.row(*row));
+        }
+        Ok(hidden)
+    }
+
+    fn head(&self, ops: &Ops, hidden: &Tensor) -> Tensor {
+        let mut logits = ops.zeros(hidden.rows(), VOCAB);
+        for i in 0..hidden.rows() {
+            let hash = hidden.row(i).iter().fold(7u32, |h, v| h.wrapping_mul(31) ^ v.to_bits());
             logits.row_mut(i)[hash as usize % VOCAB] = 1.0;
         }
-        Ok(logits)
+        logits
     }
 }
 
-fn engine(num_blocks: usize, max_num_seqs: usize, budget: usize, clock: ManualClock) -> EngineCore {
+pub(super) fn engine(
+    num_blocks: usize,
+    max_num_seqs: usize,
+    budget: usize,
+    clock: ManualClock,
+) -> EngineCore {
     let pool = Arc::new(ThreadPool::new(PoolOptions { threads: 1, pin: false }));
     let config = EngineConfig {
         block_size: 4,

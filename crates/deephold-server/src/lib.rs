@@ -1,0 +1,1 @@
+//! The HTTP service: OpenAI, DeepSeek and Anthropic APIs, keys, TLS, quotas, metrics.
