@@ -12,13 +12,15 @@ use crate::Tokenizer;
 pub struct Detokenizer {
     pending: Vec<u8>,
     keep_control: bool,
+    /// Control tokens that are shown all the same, sorted.
+    shown: Vec<TokenId>,
     at_start: bool,
 }
 
 impl Detokenizer {
     /// For text that stands alone: a SentencePiece vocabulary's leading space goes. Control tokens are left out.
     pub fn new() -> Self {
-        Self { pending: Vec::new(), keep_control: false, at_start: true }
+        Self { pending: Vec::new(), keep_control: false, shown: Vec::new(), at_start: true }
     }
 
     /// For text that goes on after `prompt`: a leading space goes only after a control token.
@@ -34,10 +36,17 @@ impl Detokenizer {
         self
     }
 
+    /// Shows these control tokens as they are written: marks that a dialect reads.
+    pub fn show(mut self, mut ids: Vec<TokenId>) -> Self {
+        ids.sort_unstable();
+        self.shown = ids;
+        self
+    }
+
     /// Takes one id, gives the text that is certain now.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: TokenId) -> String {
         if tokenizer.is_control(id) {
-            if self.keep_control {
+            if self.keep_control || self.shown.binary_search(&id).is_ok() {
                 self.pending.extend_from_slice(tokenizer.token_bytes(id));
             }
         } else {

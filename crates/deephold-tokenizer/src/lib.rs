@@ -2,11 +2,12 @@
 //!
 //! A [`Tokenizer`] comes from tokenizer.json or from the vocabulary inside a GGUF file. A [`ChatFormat`] turns messages
 //! into a prompt: the model's own Jinja template, or DeepSeek's published encodings for V3.2 and V4, which have none.
-//! Behind the engine, a [`Detokenizer`] turns ids into whole UTF-8, a [`ReasoningSplitter`] tells thinking from the answer,
-//! and a [`StopMatcher`] ends it at a stop string.
+//! Behind the engine, a [`Detokenizer`] turns ids into whole UTF-8, a [`StopMatcher`] ends the text at a stop string, and
+//! an [`AnswerParser`] tells thinking, answer and tool calls apart in the model's [`Dialect`].
 
 mod chat;
 mod detokenizer;
+mod dialect;
 mod error;
 mod gguf;
 mod pieces;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use chat::{ChatFormat, ChatTemplate, DeepSeekEncoding, RenderOptions};
 pub use detokenizer::Detokenizer;
+pub use dialect::{AnswerEvent, AnswerParser, Dialect, ParsedAnswer, ToolCall, parse_answer};
 pub use error::TokenizerError;
 pub use reasoning::{ReasoningSplitter, Segment};
 pub use stop::{StopMatcher, Stopped};

@@ -30,6 +30,8 @@ enum State {
 pub struct ReasoningSplitter {
     state: State,
     held: String,
+    /// A mark that ends the thinking as well, and belongs to what follows it.
+    also_ends: Option<&'static str>,
     /// Line breaks right after `<think>` are dropped until text comes.
     fresh: bool,
 }
@@ -45,7 +47,13 @@ impl ReasoningSplitter {
         } else {
             State::Start
         };
-        Self { state, held: String::new(), fresh: true }
+        Self { state, held: String::new(), also_ends: None, fresh: true }
+    }
+
+    /// For models that forget `</think>` before a tool call: `mark` ends the thinking and opens the content.
+    pub fn ends_also_at(mut self, mark: &'static str) -> Self {
+        self.also_ends = Some(mark);
+        self
     }
 
     /// Takes the next text, gives what is certain.
@@ -93,16 +101,19 @@ impl ReasoningSplitter {
                     self.held = self.held.trim_start_matches('\n').to_owned();
                     self.fresh = self.held.is_empty();
                 }
-                if let Some(at) = self.held.find(CLOSE) {
+                let close = self.held.find(CLOSE).map(|at| (at, CLOSE.len()));
+                let other = self.also_ends.and_then(|m| self.held.find(m)).map(|at| (at, 0));
+                if let Some((at, mark)) = [close, other].into_iter().flatten().min() {
                     let inside = self.held[..at].trim_end_matches('\n');
                     if !inside.is_empty() {
                         out.push(Segment::Reasoning(inside.to_owned()));
                     }
-                    self.held.drain(..at + CLOSE.len());
+                    self.held.drain(..at + mark);
                     self.state = State::Gap;
                     return true;
                 }
-                let certain = self.held.len() - overlap(&self.held, CLOSE);
+                let other = self.also_ends.map_or(0, |m| overlap(&self.held, m));
+                let certain = self.held.len() - overlap(&self.held, CLOSE).max(other);
                 // Line breaks may be the last before the marker.
                 let certain = self.held[..certain].trim_end_matches('\n').len();
                 if certain > 0 {

@@ -1,6 +1,7 @@
 //! Against the published vocabularies, templates and encodings.
 
 mod chat;
+mod dialects;
 mod properties;
 mod streams;
 mod vectors;
