@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Monotonic time since an arbitrary origin.
 pub trait Clock: Send + Sync {
     /// Time since the clock's origin; never goes back.
     fn now(&self) -> Duration;
+
+    /// Time since 1970 (UTC), for records and calendars; may jump when someone sets the system's clock.
+    fn unix_time(&self) -> Duration;
 }
 
 /// The machine's monotonic clock, its origin the moment it was made.
@@ -23,6 +26,10 @@ impl Default for SystemClock {
 impl Clock for SystemClock {
     fn now(&self) -> Duration {
         self.0.elapsed()
+    }
+
+    fn unix_time(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 }
 
@@ -41,6 +48,10 @@ impl ManualClock {
 impl Clock for ManualClock {
     fn now(&self) -> Duration {
         Duration::from_nanos(self.0.load(Ordering::SeqCst))
+    }
+
+    fn unix_time(&self) -> Duration {
+        self.now()
     }
 }
 

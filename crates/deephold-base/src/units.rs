@@ -32,6 +32,28 @@ pub fn human_duration(d: Duration) -> String {
     )
 }
 
+/// A time since 1970 as RFC 3339 in UTC with milliseconds: `"2026-11-24T06:30:00.123Z"`.
+pub fn rfc3339(unix_time: Duration) -> String {
+    let (seconds, millis) = (unix_time.as_secs(), unix_time.subsec_millis());
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z", utc_day(unix_time))
+}
+
+/// The UTC day of a time since 1970: `"2026-11-24"`.
+pub fn utc_day(unix_time: Duration) -> String {
+    // Days to a date of the Gregorian calendar, counted in eras of 400 years from 1 March 0000
+    // (H. Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+    let days = unix_time.as_secs() / 86_400 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
 fn scaled(mut value: f64, step: f64, units: &[&str]) -> String {
     let mut unit = 0;
     while value >= step && unit + 1 < units.len() {
@@ -44,6 +66,14 @@ fn scaled(mut value: f64, step: f64, units: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dates_are_the_calendar_s() {
+        assert_eq!(rfc3339(Duration::ZERO), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(Duration::from_millis(1_795_501_800_123)), "2026-11-24T06:30:00.123Z");
+        assert_eq!(utc_day(Duration::from_secs(951_782_400)), "2000-02-29");
+        assert_eq!(utc_day(Duration::from_secs(4_107_542_400)), "2100-03-01");
+    }
 
     #[test]
     fn numbers_read_well() {

@@ -212,6 +212,11 @@ impl AnswerParser {
         self.scan(segments)
     }
 
+    /// Whether the stream is inside the thinking.
+    pub fn is_reasoning(&self) -> bool {
+        self.reasoning.is_reasoning()
+    }
+
     /// The rest, at the end of the stream.
     pub fn finish(&mut self) -> Vec<AnswerEvent> {
         let last = self.reasoning.finish();

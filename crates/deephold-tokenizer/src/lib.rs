@@ -21,7 +21,7 @@ mod tests;
 
 pub use chat::{ChatFormat, ChatTemplate, DeepSeekEncoding, RenderOptions};
 pub use detokenizer::Detokenizer;
-pub use dialect::{AnswerEvent, AnswerParser, Dialect, ParsedAnswer, ToolCall, parse_answer};
+pub use dialect::{AnswerEvent, AnswerParser, Dialect, DsmlSection, ParsedAnswer, ToolCall, parse_answer};
 pub use error::TokenizerError;
 pub use reasoning::{ReasoningSplitter, Segment};
 pub use stop::{StopMatcher, Stopped};

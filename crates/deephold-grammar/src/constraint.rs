@@ -1,0 +1,182 @@
+//! Free text up to a mark, then a grammar, then the end.
+
+use std::sync::Arc;
+
+use deephold_base::TokenId;
+use deephold_engine::{Constraint, TokenMask};
+use deephold_tokenizer::Tokenizer;
+use llguidance::Matcher;
+
+const CLOSE: &[u8] = b"</think>";
+
+/// Where an answer begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// Inside the thinking.
+    Thinking,
+    /// The model may open the thinking with its token, or begin the answer.
+    Either,
+    /// With the answer.
+    Answer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Everything may come, until `</think>`; the opening of a call ends it too.
+    Thinking,
+    /// The grammar's tokens, or the one that opens the thinking.
+    Either,
+    /// Everything may come, until the opening of a call.
+    Free,
+    Grammar,
+    /// Only an end token.
+    Ended,
+}
+
+pub(crate) struct Guided {
+    tokenizer: Arc<Tokenizer>,
+    matcher: Matcher,
+    stop_ids: Vec<TokenId>,
+    /// Text that opens the grammar; none where it begins with the answer.
+    trigger: Option<&'static str>,
+    think_open: Option<TokenId>,
+    phase: Phase,
+    /// The end of the free text, as much as a mark can overlap.
+    tail: Vec<u8>,
+}
+
+impl Guided {
+    pub(crate) fn new(
+        tokenizer: Arc<Tokenizer>,
+        matcher: Matcher,
+        stop_ids: Vec<TokenId>,
+        start: Start,
+        trigger: Option<&'static str>,
+        think_open: Option<TokenId>,
+    ) -> Self {
+        let mut out =
+            Self { tokenizer, matcher, stop_ids, trigger, think_open, phase: Phase::Ended, tail: Vec::new() };
+        out.phase = match start {
+            Start::Thinking => Phase::Thinking,
+            Start::Either if trigger.is_none() && think_open.is_some() => Phase::Either,
+            Start::Either | Start::Answer => out.answer(),
+        };
+        out
+    }
+
+    fn answer(&self) -> Phase {
+        if self.trigger.is_some() { Phase::Free } else { Phase::Grammar }
+    }
+
+    fn is_stop(&self, token: TokenId) -> bool {
+        self.stop_ids.contains(&token)
+    }
+
+    fn mask(&mut self) -> Result<TokenMask, String> {
+        let words = self.matcher.compute_mask_or_eos().map_err(|e| text(&e))?;
+        let mut mask = TokenMask::from_words(words.as_slice().to_vec());
+        // The tree knows one end token; where it may come, all of the model's may.
+        if self.stop_ids.first().is_some_and(|id| mask.allows(*id)) {
+            self.stop_ids.iter().for_each(|id| mask.allow(*id));
+        }
+        Ok(mask)
+    }
+
+    /// Looks for `mark` in the free text; what follows it belongs to the next phase.
+    fn after(&self, mark: &[u8]) -> Option<Vec<u8>> {
+        let at = self.tail.windows(mark.len()).position(|w| w == mark)?;
+        Some(self.tail[at + mark.len()..].to_vec())
+    }
+
+    /// Free text goes on; false where it did not end.
+    fn free(&mut self, token: TokenId) -> Result<(), String> {
+        self.tail.extend_from_slice(self.tokenizer.token_bytes(token));
+        let opened = self.trigger.and_then(|t| self.after(t.as_bytes()));
+        let closed = if self.phase == Phase::Thinking { self.after(CLOSE) } else { None };
+        match (opened, closed) {
+            (Some(rest), None) => self.enter_grammar(&rest)?,
+            (_, Some(rest)) => {
+                self.tail = rest;
+                self.phase = self.answer();
+                if self.phase == Phase::Grammar {
+                    // Line breaks after the thinking belong to neither.
+                    let rest = std::mem::take(&mut self.tail);
+                    self.enter_grammar(rest.trim_ascii_start())?;
+                } else if let Some(rest) = self.trigger.and_then(|t| self.after(t.as_bytes())) {
+                    self.enter_grammar(&rest)?;
+                }
+            }
+            (None, None) => {}
+        }
+        let longest = CLOSE.len().max(self.trigger.map_or(0, str::len));
+        let keep = self.tail.len().saturating_sub(longest);
+        self.tail.drain(..keep);
+        Ok(())
+    }
+
+    /// A token may hold the mark and what follows it: those bytes go to the grammar as the tokens that spell them.
+    fn enter_grammar(&mut self, rest: &[u8]) -> Result<(), String> {
+        self.phase = Phase::Grammar;
+        self.tail.clear();
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let env = self.matcher.tok_env().map_err(|e| text(&e))?;
+        let tokens = env.tok_trie().greedy_tokenize(rest);
+        self.matcher.consume_tokens(&tokens).map_err(|e| text(&e))
+    }
+}
+
+impl Constraint for Guided {
+    fn allowed(&mut self) -> Result<Option<TokenMask>, String> {
+        match self.phase {
+            Phase::Thinking | Phase::Free => Ok(None),
+            Phase::Grammar => self.mask().map(Some),
+            Phase::Either => {
+                let mut mask = self.mask()?;
+                self.think_open.into_iter().for_each(|id| mask.allow(id));
+                Ok(Some(mask))
+            }
+            Phase::Ended => {
+                let mut mask = TokenMask::none(self.tokenizer.vocab_size());
+                self.stop_ids.iter().for_each(|id| mask.allow(*id));
+                Ok(Some(mask))
+            }
+        }
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), String> {
+        if self.is_stop(token) {
+            self.phase = Phase::Ended;
+            return Ok(());
+        }
+        match self.phase {
+            Phase::Thinking | Phase::Free => self.free(token),
+            Phase::Either if Some(token) == self.think_open => {
+                self.phase = Phase::Thinking;
+                Ok(())
+            }
+            Phase::Either | Phase::Grammar => {
+                self.phase = Phase::Grammar;
+                self.matcher.consume_token(token).map_err(|e| text(&e))
+            }
+            Phase::Ended => Ok(()),
+        }
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(Self {
+            tokenizer: Arc::clone(&self.tokenizer),
+            matcher: self.matcher.deep_clone(),
+            stop_ids: self.stop_ids.clone(),
+            trigger: self.trigger,
+            think_open: self.think_open,
+            phase: self.phase,
+            tail: self.tail.clone(),
+        })
+    }
+}
+
+fn text(error: &impl std::fmt::Display) -> String {
+    format!("the grammar could not go on: {}", super::first_line(error))
+}

@@ -1,0 +1,158 @@
+//! Random walks through the masks: whatever is chosen among the allowed tokens must parse and fit.
+
+use std::sync::Arc;
+
+use deephold_base::TokenId;
+use deephold_testkit::{Rng, shared_dir};
+use deephold_tokenizer::{Dialect, DsmlSection, Tokenizer, parse_answer};
+use deephold_weights::Checkpoint;
+use serde_json::{Value, json};
+
+use crate::{GrammarEngine, Guide, Thinking, ToolGuide};
+
+fn engine(dialect: Dialect) -> (Arc<Tokenizer>, GrammarEngine) {
+    let checkpoint = Checkpoint::open(&shared_dir().join("models/guide")).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_checkpoint(&checkpoint).unwrap());
+    (Arc::clone(&tokenizer), GrammarEngine::new(tokenizer, dialect).unwrap())
+}
+
+/// Text from allowed tokens, drawn at random; `prefer` nudges towards an end. `None` where it did not end in time.
+fn walk(dialect: Dialect, guide: &Guide, thinking: Thinking, script: &str, seed: u64) -> Option<String> {
+    let (tokenizer, engine) = engine(dialect);
+    let mut constraint = engine.constraint(guide, thinking).unwrap();
+    let mut rng = Rng::new(seed);
+    let mut bytes = Vec::new();
+    for id in tokenizer.encode(script).unwrap() {
+        assert!(constraint.allowed().unwrap().is_none_or(|m| m.allows(id)), "the script is free text");
+        constraint.accept(id).unwrap();
+        bytes.extend_from_slice(tokenizer.token_bytes(id));
+    }
+    let vocab = tokenizer.vocab_size() as TokenId;
+    for step in 0..600 {
+        let mask = constraint.allowed().unwrap();
+        let allows = |id: TokenId| mask.as_ref().is_none_or(|m| m.allows(id));
+        if tokenizer.stop_ids().iter().any(|id| allows(*id)) {
+            constraint.accept(tokenizer.stop_ids()[0]).unwrap();
+            return Some(String::from_utf8_lossy(&bytes).into_owned());
+        }
+        let allowed: Vec<TokenId> = (0..vocab).filter(|id| allows(*id)).collect();
+        assert!(!allowed.is_empty(), "a dead end after {:?}", String::from_utf8_lossy(&bytes));
+        // Structure first: quotes and brackets close what is open, so that walks end.
+        let closes = |id: &&TokenId| {
+            let token = tokenizer.token_bytes(**id);
+            token.iter().all(|b| b"\"}]<>/|".contains(b) || *b >= 0x80)
+        };
+        let closing: Vec<&TokenId> = allowed.iter().filter(closes).collect();
+        let id = match closing.is_empty() || (step < 40 && rng.next_u64().is_multiple_of(3)) {
+            true => allowed[(rng.next_u64() % allowed.len() as u64) as usize],
+            false => *closing[(rng.next_u64() % closing.len() as u64) as usize],
+        };
+        constraint.accept(id).unwrap();
+        bytes.extend_from_slice(tokenizer.token_bytes(id));
+    }
+    None
+}
+
+fn schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "city": { "type": "string", "enum": ["Oslo", "杭州"] },
+            "days": { "type": "integer", "minimum": 1, "maximum": 9 },
+            "exact": { "type": "boolean" }
+        },
+        "required": ["city", "days"],
+        "additionalProperties": false
+    })
+}
+
+#[test]
+fn every_walk_fits_its_schema() {
+    let validator = jsonschema::validator_for(&schema()).unwrap();
+    let mut ended = 0;
+    for seed in 0..20 {
+        let guide = Guide::JsonSchema(schema());
+        let Some(text) = walk(Dialect::Plain, &guide, Thinking::Closed, "", seed) else { continue };
+        let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert!(validator.is_valid(&value), "{text}");
+        ended += 1;
+    }
+    assert!(ended >= 15, "{ended} walks ended");
+}
+
+#[test]
+fn expressions_and_lark_are_matched_whole() {
+    for seed in 0..10 {
+        let text = walk(Dialect::Plain, &Guide::Regex("[0-9]{4}-(ab|cd)".into()), Thinking::Closed, "", seed)
+            .unwrap();
+        assert!(text.len() == 7 && (text.ends_with("-ab") || text.ends_with("-cd")), "{text}");
+        let lark = "start: \"a\" b \"c\"\nb: /[xy]+/\n".to_owned();
+        if let Some(text) = walk(Dialect::Plain, &Guide::Lark(lark), Thinking::Closed, "", seed) {
+            assert!(text.starts_with('a') && text.ends_with('c'), "{text}");
+        }
+    }
+}
+
+#[test]
+fn tool_calls_are_valid_in_every_dialect_with_thinking_on_and_off() {
+    let validator = jsonschema::validator_for(&schema()).unwrap();
+    let dialects = [
+        Dialect::Qwen,
+        Dialect::DeepSeekMarks { fenced: true },
+        Dialect::DeepSeekMarks { fenced: false },
+        Dialect::Dsml { section: DsmlSection::FunctionCalls },
+        Dialect::Dsml { section: DsmlSection::ToolCalls },
+    ];
+    for dialect in dialects {
+        let opening = dialect.opening().unwrap();
+        for (required, thinking, script) in [
+            (true, Thinking::Closed, String::new()),
+            (true, Thinking::Opened, "let me see</think>".to_owned()),
+            (false, Thinking::Closed, format!("I will look. {opening}")),
+            (false, Thinking::Opened, format!("hm</think>\n{opening}")),
+        ] {
+            let functions = vec![
+                ("weather".to_owned(), schema()),
+                (
+                    "clock".to_owned(),
+                    json!({"type": "object", "properties": {}, "additionalProperties": false}),
+                ),
+            ];
+            let guide = Guide::Tools(ToolGuide { functions, required, parallel: false });
+            let mut ended = 0;
+            for seed in 0..6 {
+                let Some(text) = walk(dialect, &guide, thinking, &script, seed) else { continue };
+                let prompt = if thinking == Thinking::Opened { "<think>" } else { "</think>" };
+                let parsed = parse_answer(dialect, prompt, true, &text);
+                assert_eq!(parsed.tool_calls.len(), 1, "{dialect:?} {text}");
+                let call = &parsed.tool_calls[0];
+                if call.name == "weather" {
+                    let value: Value = serde_json::from_str(&call.arguments).unwrap();
+                    assert!(validator.is_valid(&value), "{text}");
+                } else {
+                    assert_eq!((call.name.as_str(), call.arguments.as_str()), ("clock", "{}"));
+                }
+                ended += 1;
+            }
+            assert!(ended > 0, "{dialect:?}: no walk ended");
+        }
+    }
+}
+
+#[test]
+fn hostile_grammars_are_refused_with_words() {
+    let (_, engine) = engine(Dialect::Plain);
+    let refused = |guide: Guide| engine.constraint(&guide, Thinking::Closed).err().map(|e| e.to_string());
+    for guide in [
+        Guide::Regex("(".into()),
+        Guide::Regex("x".repeat(300 << 10)),
+        Guide::Lark("start: start2".into()),
+        Guide::JsonSchema(json!({ "type": "nonsense" })),
+        Guide::JsonSchema(json!({ "$ref": "http://example.com/x" })),
+        Guide::Tools(ToolGuide { functions: vec![], required: true, parallel: true }),
+    ] {
+        let shown = format!("{guide:?}").chars().take(60).collect::<String>();
+        let message = refused(guide).unwrap_or_else(|| panic!("accepted: {shown}"));
+        assert!(message.len() < 800 && !message.contains('\n'), "{message}");
+    }
+}
