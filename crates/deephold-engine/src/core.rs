@@ -163,6 +163,7 @@ impl EngineCore {
                 seed,
                 salt: Arc::clone(&salt),
                 deadline,
+                queue_deadline: request.queue_deadline,
                 tenant: Arc::clone(&request.tenant),
                 weight: request.weight,
                 constraint: request.constraint.clone(),
@@ -339,8 +340,9 @@ impl EngineCore {
     }
 
     fn expire(&mut self, now: Duration, outputs: &mut Vec<RequestOutput>) {
-        let late: Vec<Rank> =
-            self.scheduler.all().filter(|s| s.deadline.is_some_and(|d| d <= now)).map(|s| s.rank).collect();
+        let past = |at: Option<Duration>| at.is_some_and(|at| at <= now);
+        let is_late = |s: &&Seq| past(s.deadline) || (s.started.is_none() && past(s.queue_deadline));
+        let late: Vec<Rank> = self.scheduler.all().filter(is_late).map(|s| s.rank).collect();
         for rank in late {
             outputs.extend(self.finish(rank, Vec::new(), FinishReason::Deadline, None));
         }

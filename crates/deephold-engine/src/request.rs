@@ -27,6 +27,8 @@ pub struct Request {
     pub priority: i32,
     /// Time on the engine's clock after which the request ends as it is.
     pub deadline: Option<Duration>,
+    /// Time on the engine's clock after which the request ends if it has not run yet.
+    pub queue_deadline: Option<Duration>,
     /// Whose it is: tenants of one priority share the engine by what was computed for each.
     pub tenant: Arc<str>,
     /// The tenant's share against others; above 0.
@@ -56,6 +58,7 @@ impl Request {
             cache_salt: Vec::new(),
             priority: 0,
             deadline: None,
+            queue_deadline: None,
             tenant: "".into(),
             weight: 1.0,
             constraint: None,

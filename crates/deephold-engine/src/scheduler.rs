@@ -36,6 +36,7 @@ pub(crate) struct Seq {
     pub(crate) seed: u64,
     pub(crate) salt: Arc<[u8]>,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) queue_deadline: Option<Duration>,
     pub(crate) tenant: Arc<str>,
     pub(crate) weight: f32,
     pub(crate) constraint: Option<Box<dyn Constraint>>,

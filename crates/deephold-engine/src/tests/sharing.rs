@@ -103,6 +103,28 @@ fn an_answer_goes_on_beside_a_long_prompt() {
     }
 }
 
+#[test]
+fn a_request_waits_no_longer_than_it_may_but_runs_as_long_as_it_likes() {
+    let clock = ManualClock::default();
+    let mut core = engine(60, 1, 8, clock.clone());
+    for id in [1, 2] {
+        let mut r = request(id, "a", 4, 20);
+        r.queue_deadline = Some(std::time::Duration::from_millis(3));
+        core.add_request(r).unwrap();
+    }
+    let mut ended = HashMap::new();
+    while core.has_work() {
+        clock.advance(std::time::Duration::from_millis(1));
+        for o in core.step().unwrap().outputs {
+            if let Some(reason) = o.finish_reason {
+                ended.insert(o.id.0, reason);
+            }
+        }
+    }
+    assert_eq!(ended[&1], FinishReason::Length, "it ran before its time was up");
+    assert_eq!(ended[&2], FinishReason::Deadline, "it never ran");
+}
+
 /// Allows the tokens of a list one after another, then only token 0.
 struct Script(Vec<TokenId>, usize);
 

@@ -119,6 +119,8 @@ fn row_ptrs<const T: usize, E>(array: &[E], per_row: usize, rows: &[usize]) -> [
     std::array::from_fn(|t| array[rows[t] * per_row..][..per_row].as_ptr())
 }
 
+/// # Safety
+/// As [`tile`].
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn k4<const T: usize>(
     panel: &[u8],

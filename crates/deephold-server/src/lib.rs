@@ -1,1 +1,0 @@
-//! The HTTP service: OpenAI, DeepSeek and Anthropic APIs, keys, TLS, quotas, metrics.
