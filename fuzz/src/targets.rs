@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 
-use deephold_testkit::{GOLDEN_MODELS, SyntheticModel, TempDir, golden_dir, shared_dir};
+use deephold_testkit::{
+    GOLDEN_MODELS, SyntheticModel, TempDir, golden_dir, guide_dir, shared, skip_without_shared,
+};
 use deephold_tokenizer::{ChatFormat, ChatTemplate, RenderOptions, Tokenizer};
 use deephold_weights::quantize::{self, QuantFormat};
 use deephold_weights::{Checkpoint, config, gguf, safetensors, verify};
@@ -70,7 +72,7 @@ fn safetensors_run(bytes: &[u8]) {
 }
 
 fn gguf_seeds() -> Vec<Vec<u8>> {
-    let guide = Checkpoint::open(&shared_dir().join("models/guide")).expect("guide");
+    let guide = Checkpoint::open(&guide_dir()).expect("guide");
     let tiny = Checkpoint::open(&tiny_folder()).expect("tiny model");
     let written = [(&tiny, QuantFormat::Q4_K_M, "a.gguf"), (&guide, QuantFormat::Q8_0, "b.gguf")];
     written
@@ -128,9 +130,8 @@ fn config_run(bytes: &[u8]) {
 }
 
 fn tokenizer_seeds() -> Vec<Vec<u8>> {
-    let stories = read(shared_dir().join("models/stories260k/tokenizer.json"));
-    let guide = read(shared_dir().join("models/guide/tokenizer.json"));
-    vec![stories, guide]
+    let stories = (!skip_without_shared()).then(|| read(shared("models/stories260k/tokenizer.json")));
+    [read(guide_dir().join("tokenizer.json"))].into_iter().chain(stories).collect()
 }
 
 fn tokenizer_run(bytes: &[u8]) {
@@ -140,8 +141,13 @@ fn tokenizer_run(bytes: &[u8]) {
 }
 
 fn template_seeds() -> Vec<Vec<u8>> {
-    let names = ["qwen2.5", "qwen3", "r1-distill-llama", "r1-tools", "v3.1", "v3.2"];
-    names.iter().map(|n| read(shared_dir().join(format!("golden/chat/{n}.jinja")))).collect()
+    let guide = Checkpoint::open(&guide_dir()).expect("guide");
+    let mut seeds = vec![guide.chat_template().expect("a template").as_bytes().to_vec()];
+    if !skip_without_shared() {
+        let names = ["qwen2.5", "qwen3", "r1-distill-llama", "r1-tools", "v3.1", "v3.2"];
+        seeds.extend(names.map(|n| read(shared(&format!("golden/chat/{n}.jinja")))));
+    }
+    seeds
 }
 
 fn template_run(bytes: &[u8]) {

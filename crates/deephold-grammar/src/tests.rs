@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use deephold_base::TokenId;
-use deephold_testkit::{Rng, shared_dir};
+use deephold_testkit::{Rng, guide_dir};
 use deephold_tokenizer::{Dialect, DsmlSection, Tokenizer, parse_answer};
 use deephold_weights::Checkpoint;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{GrammarEngine, Guide, Thinking, ToolGuide};
 
 fn engine(dialect: Dialect) -> (Arc<Tokenizer>, GrammarEngine) {
-    let checkpoint = Checkpoint::open(&shared_dir().join("models/guide")).unwrap();
+    let checkpoint = Checkpoint::open(&guide_dir()).unwrap();
     let tokenizer = Arc::new(Tokenizer::from_checkpoint(&checkpoint).unwrap());
     (Arc::clone(&tokenizer), GrammarEngine::new(tokenizer, dialect).unwrap())
 }

@@ -33,7 +33,7 @@ use deephold_weights::Checkpoint;
 
 pub use error::ModelError;
 pub use info::{Description, FormatShare, ModelInfo};
-pub use loader::{LoadOptions, Progress, RopePrecision};
+pub use loader::{LoadOptions, Progress};
 pub use tensors::{ExpectedTensor, ignored_tensor};
 
 use config::{Section, fp8_block};

@@ -16,19 +16,6 @@ pub struct LoadOptions {
     /// Quantise matrices on the way in, one tensor in float32 at a time beside the packed weights. Matrices whose rows are
     /// not whole blocks of it, norms, routers and the two halves of `kv_b_proj` stay as stored.
     pub quantize_to: Option<DType>,
-    /// Precision of the rope frequencies.
-    pub rope_precision: RopePrecision,
-}
-
-/// How rope frequencies are rounded before angles are computed from them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RopePrecision {
-    /// To float32, as every published model was trained and is served.
-    #[default]
-    F32,
-    /// To bfloat16, as they are in a reference model that was cast to bfloat16 as a whole, buffers included. For
-    /// comparing with vectors made so; angles are off by up to 0.4 percent.
-    Bf16,
 }
 
 /// How far loading is.
@@ -165,7 +152,7 @@ impl<'a> Loader<'a> {
         if let Some((_, table)) = self.ropes.iter().find(|(c, _)| c == config) {
             return Arc::clone(table);
         }
-        let table = Arc::new(config.table(self.options.rope_precision));
+        let table = Arc::new(config.table());
         self.ropes.push((config.clone(), Arc::clone(&table)));
         table
     }

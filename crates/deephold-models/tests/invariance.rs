@@ -81,7 +81,7 @@ fn formats_in_blocks_of_32() {
         DType::F32,
     ] {
         for (i, name) in ["r1-distill-qwen", "v3"].iter().enumerate() {
-            let options = LoadOptions { quantize_to: Some(dtype), ..LoadOptions::default() };
+            let options = LoadOptions { quantize_to: Some(dtype) };
             let model = load(&golden_dir(name), &ops(2), &options).expect("a model");
             check(&*model, 100 + i as u64, 2, &format!("{name} in {}", dtype.name()));
         }
@@ -96,7 +96,7 @@ fn formats_in_blocks_of_256() {
         let dir = TempDir::new("invariance");
         synthetic.write(dir.path());
         for dtype in k_quants {
-            let options = LoadOptions { quantize_to: Some(dtype), ..LoadOptions::default() };
+            let options = LoadOptions { quantize_to: Some(dtype) };
             let model = load(dir.path(), &ops(2), &options).expect("a model");
             check(&*model, 200 + i as u64, 2, &format!("synthetic {i} in {}", dtype.name()));
         }

@@ -2,11 +2,11 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use deephold_models::LoadOptions;
 use deephold_quant::DType;
-use deephold_testkit::shared_dir;
+use deephold_testkit::{guide_dir, shared, skip_without_shared};
 use serde_json::Value;
 use support::{Driver, load, ops};
 
@@ -27,10 +27,9 @@ fn cases(path: PathBuf, answer: &str) -> Vec<Case> {
     json.as_array().expect("a list of cases").iter().map(one).collect()
 }
 
-fn check(model: &str, cases: &[Case], options: &LoadOptions) {
+fn check(path: &Path, cases: &[Case], options: &LoadOptions) {
     let ops = ops(2);
-    let path = shared_dir().join("models").join(model);
-    let model = load(&path, &ops, options).unwrap_or_else(|e| panic!("{model}: {e}"));
+    let model = load(path, &ops, options).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     for case in cases {
         let mut driver = Driver::new(&*model, &ops);
         let s = driver.add(&case.prompt);
@@ -40,21 +39,24 @@ fn check(model: &str, cases: &[Case], options: &LoadOptions) {
 
 #[test]
 fn the_story_teller_tells_its_stories() {
-    let cases = cases(shared_dir().join("models/stories260k/greedy.json"), "ids");
+    if skip_without_shared() {
+        return;
+    }
+    let cases = cases(shared("models/stories260k/greedy.json"), "ids");
     assert!(!cases.is_empty());
-    check("stories260k", &cases, &LoadOptions::default());
+    check(&shared("models/stories260k"), &cases, &LoadOptions::default());
 }
 
 #[test]
 fn the_guide_gives_every_answer() {
-    let cases = cases(shared_dir().join("models/guide/expected.json"), "answer_ids");
+    let cases = cases(guide_dir().join("expected.json"), "answer_ids");
     assert!(cases.len() > 5);
-    check("guide", &cases, &LoadOptions::default());
+    check(&guide_dir(), &cases, &LoadOptions::default());
 }
 
 #[test]
 fn the_guide_gives_every_answer_in_q8_0() {
-    let cases = cases(shared_dir().join("models/guide/expected.json"), "answer_ids");
-    let options = LoadOptions { quantize_to: Some(DType::Q8_0), ..LoadOptions::default() };
-    check("guide", &cases, &options);
+    let cases = cases(guide_dir().join("expected.json"), "answer_ids");
+    let options = LoadOptions { quantize_to: Some(DType::Q8_0) };
+    check(&guide_dir(), &cases, &options);
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::SafeTensors;
+use crate::{SafeTensors, testdata};
 
 /// The golden folders that the engine computes today.
 pub const GOLDEN_MODELS: [&str; 8] = [
@@ -16,22 +16,9 @@ pub const GOLDEN_MODELS: [&str; 8] = [
     "v3.2",
 ];
 
-/// The folder `shared` beside the workspace root; panics where it is missing, so that CI cannot pass without it.
-pub fn shared_dir() -> PathBuf {
-    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared"));
-    path.canonicalize().unwrap_or_else(|e| {
-        panic!(
-            "{} is missing ({e}): tests need the folder `shared` beside the workspace root",
-            path.display()
-        )
-    })
-}
-
 /// The folder of one golden checkpoint.
 pub fn golden_dir(name: &str) -> PathBuf {
-    let path = shared_dir().join("golden").join(name);
-    assert!(path.is_dir(), "no golden checkpoint at {}", path.display());
-    path
+    testdata("golden").join(name)
 }
 
 /// One prompt and the reference's answer.
@@ -57,7 +44,7 @@ pub struct Golden {
 }
 
 impl Golden {
-    /// Loads `golden/<name>/golden.safetensors`.
+    /// Loads `testdata/golden/<name>/golden.safetensors`.
     pub fn load(name: &str) -> Self {
         let file = SafeTensors::read(&golden_dir(name).join("golden.safetensors"));
         let ids =

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use deephold_kernels::{CacheDType, Isa};
-use deephold_models::RopePrecision;
 use deephold_quant::DType;
 use deephold_weights::quantize::QuantFormat;
 
@@ -77,9 +76,6 @@ pub(crate) struct EngineArgs {
     /// Quantize matrices while loading
     #[arg(long, value_name = "TYPE", value_enum)]
     pub(crate) load_as: Option<LoadAs>,
-    /// Rounding of rope frequencies; bf16 compares with references that were cast as a whole
-    #[arg(long, value_enum, default_value_t = RopeArg::F32, hide = true)]
-    pub(crate) rope_precision: RopeArg,
     /// Load even if memory seems too small
     #[arg(long)]
     pub(crate) ignore_memory: bool,
@@ -96,21 +92,6 @@ impl From<CacheType> for CacheDType {
         match c {
             CacheType::F16 => CacheDType::F16,
             CacheType::F32 => CacheDType::F32,
-        }
-    }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum RopeArg {
-    F32,
-    Bf16,
-}
-
-impl From<RopeArg> for RopePrecision {
-    fn from(r: RopeArg) -> Self {
-        match r {
-            RopeArg::F32 => RopePrecision::F32,
-            RopeArg::Bf16 => RopePrecision::Bf16,
         }
     }
 }

@@ -65,8 +65,7 @@ pub(crate) fn load_checkpoint(
 ) -> Result<Loaded> {
     let tokenizer = Tokenizer::from_checkpoint(&checkpoint);
     enough_memory(&checkpoint, args)?;
-    let options =
-        LoadOptions { quantize_to: args.load_as.map(Into::into), rope_precision: args.rope_precision.into() };
+    let options = LoadOptions { quantize_to: args.load_as.map(Into::into) };
     let bar = terminal::byte_bar("loading", 0);
     let model = deephold_models::load(&checkpoint, &ops, &options, &mut |p| {
         bar.set_length(p.total_bytes);

@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::{copy_folder, deephold, json, ok, shared, text};
-use deephold_testkit::{GOLDEN_MODELS, TempDir};
+use common::{copy_folder, deephold, json, ok, text};
+use deephold_testkit::{GOLDEN_MODELS, TempDir, golden_dir, guide_dir, shared, skip_without_shared};
 
 #[test]
 fn every_golden_model_is_inspected_and_sound() {
     for name in GOLDEN_MODELS {
-        let path = shared(&format!("golden/{name}"));
+        let path = golden_dir(name);
         let seen = json(&["model", "inspect", text(&path), "--json"]);
         assert_eq!(seen["unsupported"].as_array().map(Vec::len), Some(0), "{name}: {seen}");
         assert!(seen["parameters"]["total"].as_u64() >= seen["parameters"]["active"].as_u64(), "{name}");
@@ -17,7 +17,7 @@ fn every_golden_model_is_inspected_and_sound() {
         let verified = json(&["model", "verify", text(&path), "--json"]);
         assert_eq!(verified["sound"], true, "{name}: {verified}");
     }
-    let v4 = json(&["model", "inspect", text(&shared("golden/v4")), "--json"]);
+    let v4 = json(&["model", "inspect", text(&golden_dir("v4")), "--json"]);
     assert!(v4["unsupported"][0].as_str().expect("reason").contains("V4"), "{v4}");
     let listed = ok(&["model", "inspect", "guide", "--tensors"]);
     assert!(listed.contains("model.layers.3.self_attn.kv_b_proj.weight"), "{listed}");
@@ -27,7 +27,7 @@ fn every_golden_model_is_inspected_and_sound() {
 fn verify_notices_what_changed() {
     let dir = TempDir::new("verify");
     let model = dir.join("guide");
-    copy_folder(&shared("models/guide"), &model);
+    copy_folder(&guide_dir(), &model);
     let written = ok(&["model", "verify", text(&model), "--write-manifest"]);
     assert!(written.contains("manifest written"), "{written}");
     assert!(ok(&["model", "verify", text(&model)]).contains("digests equal the manifest's"));
@@ -70,10 +70,13 @@ fn mistakes_are_named_with_an_exit_code() {
     );
     let folder = dir.join("folder");
     std::fs::create_dir(&folder).expect("folder");
-    let stories = shared("models/stories260k");
-    let (stories, folder) = (text(&stories), text(&folder));
-    let v4 = shared("golden/v4");
-    let golden = shared("golden/v3");
+    let no_template = dir.join("no-template");
+    copy_folder(&guide_dir(), &no_template);
+    std::fs::remove_file(no_template.join("tokenizer_config.json")).expect("removed");
+    let guide = guide_dir();
+    let (guide, folder) = (text(&guide), text(&folder));
+    let v4 = golden_dir("v4");
+    let golden = golden_dir("v3");
     for (args, code, part) in [
         (vec!["generate", "absent", "-p", "x"], 66, "absent"),
         (vec!["generate", folder, "-p", "x"], 66, "config.json"),
@@ -82,18 +85,18 @@ fn mistakes_are_named_with_an_exit_code() {
         (vec!["model", "inspect", &giant], 65, "giant.gguf"),
         (vec!["generate", text(&v4), "--prompt-ids", "1"], 69, "DeepSeek-V4"),
         (vec!["generate", text(&golden), "-p", "x"], 66, "tokenizer.json"),
-        (vec!["generate", stories, "--prompt-ids", "512"], 65, "512"),
-        (vec!["generate", stories, "--prompt-ids", "1", "-c", "100000"], 65, "--context"),
-        (vec!["generate", stories, "-p", &"word ".repeat(600)], 75, "context"),
-        (vec!["generate", stories, "-f", &binary], 65, "UTF-8"),
-        (vec!["generate", stories, "-p", "x", "--top-p", "2"], 65, "top_p"),
-        (vec!["generate", stories, "-p", "x", "--cache-memory", "1KiB"], 65, "cache"),
+        (vec!["generate", guide, "--prompt-ids", "1536"], 65, "1536"),
+        (vec!["generate", guide, "--prompt-ids", "1", "-c", "100000"], 65, "--context"),
+        (vec!["generate", guide, "-p", &"word ".repeat(1200)], 75, "context"),
+        (vec!["generate", guide, "-f", &binary], 65, "UTF-8"),
+        (vec!["generate", guide, "-p", "x", "--top-p", "2"], 65, "top_p"),
+        (vec!["generate", guide, "-p", "x", "--cache-memory", "1KiB"], 65, "cache"),
         (vec!["generate", "guide", "-p", "x", "--template", &template], 65, "did not end"),
-        (vec!["generate", stories, "-p", "x", "--isa", "mmx"], 2, "mmx"),
-        (vec!["generate", stories], 2, "--prompt"),
-        (vec!["chat", stories, "-p", "x"], 66, "template"),
-        (vec!["quantize", stories, "/no/such/folder/x.gguf", "-f", "q8_0"], 66, "/no/such/folder"),
-        (vec!["quantize", stories, "x.gguf", "-f", "q1"], 2, "q4_k_m"),
+        (vec!["generate", guide, "-p", "x", "--isa", "mmx"], 2, "mmx"),
+        (vec!["generate", guide], 2, "--prompt"),
+        (vec!["chat", text(&no_template), "-p", "x"], 66, "template"),
+        (vec!["quantize", guide, "/no/such/folder/x.gguf", "-f", "q8_0"], 66, "/no/such/folder"),
+        (vec!["quantize", guide, "x.gguf", "-f", "q1"], 2, "q4_k_m"),
     ] {
         let run = deephold(&args);
         assert_eq!(run.code, code, "{args:?}: {} {}", run.out, run.err);
@@ -104,6 +107,9 @@ fn mistakes_are_named_with_an_exit_code() {
 
 #[test]
 fn perplexity_compares_models() {
+    if skip_without_shared() {
+        return;
+    }
     let dir = TempDir::new("perplexity");
     let stories = shared("models/stories260k");
     let sample = dir.join("text.txt");

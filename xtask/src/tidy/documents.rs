@@ -28,7 +28,7 @@ fn missing_paths(root: &Path, file: &File) -> Vec<String> {
 }
 
 fn is_path(name: &str) -> bool {
-    let ours = ["crates/", "docs/", "xtask/", "fuzz/", ".ci/", ".cargo/"];
+    let ours = ["crates/", "docs/", "testdata/", "xtask/", "fuzz/", ".ci/", ".cargo/"];
     ours.iter().any(|folder| name.starts_with(folder)) && !name.contains([' ', '*', '<', '{', '\n'])
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use deephold_base::SystemClock;
 use deephold_kernels::{CacheDType, Isa, Ops, PoolOptions, ThreadPool};
 use deephold_models::{LoadOptions, Model};
-use deephold_testkit::shared_dir;
+use deephold_testkit::{guide_dir, shared, skip_without_shared};
 use deephold_weights::Checkpoint;
 
 use crate::request::{FinishReason, Request, SamplingParams};
@@ -56,19 +56,25 @@ fn requests() -> Vec<Request> {
 
 #[test]
 fn an_answer_does_not_depend_on_how_it_is_served() {
-    let model = load(&shared_dir().join("models/stories260k"));
+    check_served_alike(&load(&guide_dir()));
+    if !skip_without_shared() {
+        check_served_alike(&load(&shared("models/stories260k")));
+    }
+}
+
+fn check_served_alike(model: &Arc<dyn Model>) {
     let requests = requests();
     let alone: Vec<Answer> = requests
         .iter()
         .map(|r| {
-            let mut core = engine(&model, 1, 100, 512);
+            let mut core = engine(model, 1, 100, 512);
             core.add_request(r.clone()).unwrap();
             run(&mut core, requests.len()).swap_remove(r.id.0 as usize)
         })
         .collect();
     // Batched, in chunks, on other threads, with prefixes from the cache, and with preemptions.
     for (threads, blocks, budget) in [(2, 100, 512), (3, 100, 5), (1, 8, 64), (2, 9, 13)] {
-        let mut core = engine(&model, threads, blocks, budget);
+        let mut core = engine(model, threads, blocks, budget);
         for round in 0..2 {
             for r in &requests {
                 core.add_request(r.clone()).unwrap();
@@ -87,8 +93,8 @@ fn an_answer_does_not_depend_on_how_it_is_served() {
 
 #[test]
 fn the_guide_answers_through_the_thread() {
-    let model = load(&shared_dir().join("models/guide"));
-    let text = std::fs::read_to_string(shared_dir().join("models/guide/expected.json")).unwrap();
+    let model = load(&guide_dir());
+    let text = std::fs::read_to_string(guide_dir().join("expected.json")).unwrap();
     let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
     let handle = EngineHandle::spawn(engine(&model, 2, 300, 256)).unwrap();
     let ids = |v: &serde_json::Value| -> Vec<u32> {

@@ -11,7 +11,6 @@ use serde_json::Value;
 
 use crate::ModelError;
 use crate::config::{POSITIONS_MAX, Section};
-use crate::loader::RopePrecision;
 
 /// Which frequencies are slowed, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,14 +129,8 @@ impl RopeConfig {
     }
 
     /// The table that the kernels turn with.
-    pub(crate) fn table(&self, precision: RopePrecision) -> RopeTable {
-        let mut inv_freq = self.inv_freq();
-        if precision == RopePrecision::Bf16 {
-            for f in &mut inv_freq {
-                *f = half::bf16::from_f32(*f).to_f32();
-            }
-        }
-        RopeTable::new(&inv_freq, self.attention_factor() as f32)
+    pub(crate) fn table(&self) -> RopeTable {
+        RopeTable::new(&self.inv_freq(), self.attention_factor() as f32)
     }
 }
 

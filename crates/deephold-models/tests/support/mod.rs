@@ -2,8 +2,6 @@
 
 #![allow(dead_code)] // Each test file uses a part.
 
-pub(crate) mod naive_v32;
-
 use std::path::Path;
 use std::sync::Arc;
 

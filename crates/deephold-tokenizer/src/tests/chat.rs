@@ -1,15 +1,20 @@
-use super::shared;
+use deephold_testkit::{guide_dir, shared, skip_without_shared};
+use std::path::Path;
+
 use deephold_weights::Checkpoint;
 use serde_json::{Value, json};
 
 use crate::{ChatFormat, ChatTemplate, DeepSeekEncoding, RenderOptions, Tokenizer};
 
-fn read(path: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(shared(path)).expect("file")).expect("JSON")
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).expect("file")).expect("JSON")
 }
 
 #[test]
 fn every_published_template_renders_as_the_reference() {
+    if skip_without_shared() {
+        return;
+    }
     let names = [
         "qwen2.5",
         "qwen3",
@@ -25,7 +30,7 @@ fn every_published_template_renders_as_the_reference() {
     for name in names {
         let source = std::fs::read_to_string(shared(&format!("golden/chat/{name}.jinja"))).expect("template");
         let template = ChatTemplate::with_markers(&source, None, None).expect("compiles");
-        for case in read(&format!("golden/chat/{name}.json")).as_array().expect("cases") {
+        for case in read(&shared(&format!("golden/chat/{name}.json"))).as_array().expect("cases") {
             let options = RenderOptions {
                 tools: Some(case["tools"].clone()),
                 add_generation_prompt: case["add_generation_prompt"].as_bool().expect("flag"),
@@ -42,7 +47,7 @@ fn every_published_template_renders_as_the_reference() {
 
 /// Messages and tools of a fixture; a bare list has no tools.
 fn fixture(path: &str) -> (Value, Option<Value>) {
-    match read(path) {
+    match read(&shared(path)) {
         Value::Object(mut map) => (map.remove("messages").expect("messages"), map.remove("tools")),
         list => (list, None),
     }
@@ -50,6 +55,9 @@ fn fixture(path: &str) -> (Value, Option<Value>) {
 
 #[test]
 fn published_encodings_are_equal_byte_for_byte() {
+    if skip_without_shared() {
+        return;
+    }
     let v32 = DeepSeekEncoding::V32;
     let v4 = DeepSeekEncoding::V4;
     for (encoding, input, output) in [
@@ -70,6 +78,9 @@ fn published_encodings_are_equal_byte_for_byte() {
 /// The V4 template takes arguments as text as well, as clients send them.
 #[test]
 fn the_v4_template_agrees_with_the_encoding() {
+    if skip_without_shared() {
+        return;
+    }
     let source = std::fs::read_to_string(shared("golden/chat/v4.jinja")).expect("template");
     let bos = "<｜begin▁of▁sentence｜>".to_owned();
     let template = ChatFormat::Template(Box::new(
@@ -96,10 +107,10 @@ fn the_v4_template_agrees_with_the_encoding() {
 
 #[test]
 fn the_guide_s_template_gives_its_prompts() {
-    let guide = Checkpoint::open(&shared("models/guide")).expect("checkpoint");
+    let guide = Checkpoint::open(&guide_dir()).expect("checkpoint");
     let t = Tokenizer::from_checkpoint(&guide).expect("tokenizer");
     let format = ChatFormat::from_checkpoint(&guide, &t).expect("template");
-    for case in read("models/guide/expected.json").as_array().expect("cases") {
+    for case in read(&guide_dir().join("expected.json")).as_array().expect("cases") {
         let messages = json!([{ "role": "user", "content": case["question"] }]);
         let o = RenderOptions { add_generation_prompt: true, ..Default::default() };
         let ids = t.encode(&format.render(&messages, &o).expect("renders")).expect("encodes");

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use super::shared;
+use deephold_testkit::{guide_dir, shared, skip_without_shared};
 use deephold_weights::{Checkpoint, GgufVocab};
 use serde_json::Value;
 
@@ -35,6 +35,9 @@ pub(super) fn round_trip(t: &Tokenizer, text: &str, ids: &[u32]) {
 
 #[test]
 fn tokenizer_json_gives_the_reference_s_ids() {
+    if skip_without_shared() {
+        return;
+    }
     let t = json_tokenizer("golden/tokenizer/deepseek-v4");
     let vectors = std::fs::read(shared("golden/tokenizer/deepseek-v4/vectors.json")).expect("vectors");
     let vectors: Vec<Value> = serde_json::from_slice(&vectors).expect("JSON");
@@ -52,6 +55,9 @@ fn tokenizer_json_gives_the_reference_s_ids() {
 
 #[test]
 fn gguf_vocabularies_give_the_reference_s_ids() {
+    if skip_without_shared() {
+        return;
+    }
     for name in ["deepseek-llm", "deepseek-coder"] {
         let t = Tokenizer::from_gguf(&gguf_vocab(name)).expect("tokenizer");
         let base = format!("golden/tokenizer/{name}/ggml-vocab-{name}.gguf");
@@ -82,6 +88,9 @@ const QWEN2: [(&str, &[u32]); 7] = [
 
 #[test]
 fn qwen2_gives_llama_cpp_s_ids() {
+    if skip_without_shared() {
+        return;
+    }
     let t = Tokenizer::from_gguf(&gguf_vocab("qwen2")).expect("tokenizer");
     for (text, ids) in QWEN2 {
         assert_eq!(t.encode(text).expect("encodes"), ids, "{text:?}");
@@ -94,6 +103,9 @@ fn qwen2_gives_llama_cpp_s_ids() {
 /// The V3 line's vocabulary as a GGUF file would carry it, against its tokenizer.json.
 #[test]
 fn deepseek_v3_s_pre_tokenizer_is_that_of_its_tokenizer_json() {
+    if skip_without_shared() {
+        return;
+    }
     let t = json_tokenizer("golden/tokenizer/deepseek-v4");
     let json = std::fs::read(shared("golden/tokenizer/deepseek-v4/tokenizer.json")).expect("tokenizer.json");
     let json: Value = serde_json::from_slice(&json).expect("JSON");
@@ -131,6 +143,9 @@ fn deepseek_v3_s_pre_tokenizer_is_that_of_its_tokenizer_json() {
 /// stories260k's SentencePiece vocabulary from scores, against the library's merges.
 #[test]
 fn sentence_piece_by_scores_is_that_by_merges() {
+    if skip_without_shared() {
+        return;
+    }
     let t = json_tokenizer("models/stories260k");
     let json = std::fs::read(shared("models/stories260k/tokenizer.json")).expect("tokenizer.json");
     let json: Value = serde_json::from_slice(&json).expect("JSON");
@@ -165,11 +180,11 @@ fn sentence_piece_by_scores_is_that_by_merges() {
 
 #[test]
 fn a_checkpoint_brings_its_tokenizer_and_ends() {
-    let guide = Checkpoint::open(&shared("models/guide")).expect("checkpoint");
+    let guide = Checkpoint::open(&guide_dir()).expect("checkpoint");
     let t = Tokenizer::from_checkpoint(&guide).expect("tokenizer");
     assert_eq!((t.bos(), t.eos(), t.stop_ids()), (Some(0), Some(1), &[1][..]));
     assert_eq!(t.vocab_size(), 1536);
-    let cases = std::fs::read(shared("models/guide/expected.json")).expect("cases");
+    let cases = std::fs::read(guide_dir().join("expected.json")).expect("cases");
     let cases: Vec<Value> = serde_json::from_slice(&cases).expect("JSON");
     for c in &cases {
         let ids: Vec<u32> =

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use deephold_quant::DType;
-use deephold_testkit::{TempDir, golden_dir, shared_dir};
+use deephold_testkit::{TempDir, golden_dir, guide_dir, shared, skip_without_shared};
 use serde_json::{Value as Json, json};
 
 use super::*;
@@ -35,7 +35,7 @@ fn golden_folders_open() {
         assert_eq!(t.to_f32().expect("values").len(), t.info().elements());
         assert!(c.config()["architectures"][0].is_string());
     }
-    let guide = Checkpoint::open(&shared_dir().join("models/guide")).expect("the guide");
+    let guide = Checkpoint::open(&guide_dir()).expect("the guide");
     assert!(guide.chat_template().expect("a template").contains("<｜User｜>"));
     assert!(guide.tokenizer_json().is_some() && guide.generation_config().is_some());
 }
@@ -222,8 +222,11 @@ fn llama3_factors_become_their_scaling() {
 
 #[test]
 fn published_vocabularies_open() {
+    if skip_without_shared() {
+        return;
+    }
     for name in ["deepseek-llm", "deepseek-coder", "qwen2"] {
-        let path = shared_dir().join(format!("golden/tokenizer/{name}/ggml-vocab-{name}.gguf"));
+        let path = shared(&format!("golden/tokenizer/{name}/ggml-vocab-{name}.gguf"));
         let c = Checkpoint::open(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
         let vocab = c.gguf_vocab().expect("a vocabulary");
         assert_eq!(vocab.model, "gpt2");

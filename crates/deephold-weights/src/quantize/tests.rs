@@ -3,7 +3,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use deephold_quant::DType;
-use deephold_testkit::{TempDir, assert_close, assert_same_bits, golden_dir, shared_dir};
+use deephold_testkit::{
+    TempDir, assert_close, assert_same_bits, golden_dir, guide_dir, shared, skip_without_shared,
+};
 use serde_json::{Value as Json, json};
 
 use super::*;
@@ -36,8 +38,13 @@ fn folders() -> Vec<PathBuf> {
         "v3",
         "v3.2",
     ];
-    let models = ["guide", "stories260k"].map(|m| shared_dir().join("models").join(m));
-    golden.iter().map(|g| golden_dir(g)).chain(models).collect()
+    golden.iter().map(|g| golden_dir(g)).chain(trained()).collect()
+}
+
+/// The guide, and a trained Llama where `shared` stands.
+fn trained() -> Vec<PathBuf> {
+    let stories = (!skip_without_shared()).then(|| shared("models/stories260k"));
+    [guide_dir()].into_iter().chain(stories).collect()
 }
 
 /// Numbers that must survive the way through GGUF metadata.
@@ -171,9 +178,7 @@ fn llama_rows_are_paired() {
 #[test]
 fn formats_keep_their_promise() {
     let dir = TempDir::new("formats");
-    for folder in
-        [golden_dir("v3"), shared_dir().join("models/guide"), shared_dir().join("models/stories260k")]
-    {
+    for folder in [golden_dir("v3")].into_iter().chain(trained()) {
         // relative error of a row: an eighth bit less doubles it
         for (format, limit) in [
             (QuantFormat::Q8_0, 0.01),
@@ -198,7 +203,7 @@ fn formats_keep_their_promise() {
 #[test]
 fn gguf_to_gguf_is_the_same_file() {
     let dir = TempDir::new("again");
-    for folder in [golden_dir("v3"), golden_dir("r1-distill-llama"), shared_dir().join("models/guide")] {
+    for folder in [golden_dir("v3"), golden_dir("r1-distill-llama"), guide_dir()] {
         let (bf16, direct, again) = (dir.join("bf16.gguf"), dir.join("direct.gguf"), dir.join("again.gguf"));
         write(&folder, &bf16, QuantFormat::BF16);
         write(&folder, &direct, QuantFormat::Q8_0);
@@ -216,7 +221,7 @@ fn gguf_to_gguf_is_the_same_file() {
 #[test]
 fn threads_do_not_matter() {
     let dir = TempDir::new("threads");
-    let c = Checkpoint::open(&shared_dir().join("models/guide")).expect("the guide");
+    let c = Checkpoint::open(&guide_dir()).expect("the guide");
     let mut first: Option<Vec<u8>> = None;
     for threads in [1, 2, 5] {
         let out = dir.join("t.gguf");
@@ -296,8 +301,10 @@ fn unknown_architectures_are_refused() {
 #[test]
 fn vocabularies_survive() {
     let dir = TempDir::new("vocabularies");
-    for model in ["guide", "stories260k"] {
-        let folder = shared_dir().join("models").join(model);
+    if skip_without_shared() {
+        return;
+    }
+    for (folder, expected) in [(guide_dir(), ("gpt2", 3)), (shared("models/stories260k"), ("llama", 2))] {
         let (hf, gguf) = both(&dir, &folder, QuantFormat::Q8_0);
         let vocab = gguf.gguf_vocab().expect("a vocabulary");
         let text = std::fs::read(folder.join("tokenizer.json")).expect("a tokenizer");
@@ -313,7 +320,6 @@ fn vocabularies_survive() {
         assert_eq!(vocab.add_bos, Some(true));
         assert_eq!(gguf.chat_template(), hf.chat_template());
         assert_eq!(gguf.embedded_tokenizer_json(), Some(text.as_slice()));
-        let expected = if model == "guide" { ("gpt2", 3) } else { ("llama", 2) };
         assert_eq!((vocab.model.as_str(), vocab.token_types[0]), expected);
     }
     let stories = Checkpoint::open(&dir.join("out.gguf")).expect("stories");
@@ -326,7 +332,10 @@ fn vocabularies_survive() {
 
 #[test]
 fn pre_tokenizers_have_names() {
-    let path = shared_dir().join("golden/tokenizer/deepseek-v4/tokenizer.json");
+    if skip_without_shared() {
+        return;
+    }
+    let path = shared("golden/tokenizer/deepseek-v4/tokenizer.json");
     let json: Json = serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON");
     assert_eq!(tokenizer::pre_tokenizer(&json), Some("deepseek-v3"));
     let split = |patterns: &[&str]| {

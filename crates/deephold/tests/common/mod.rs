@@ -2,7 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -11,10 +11,6 @@ pub struct Run {
     pub code: i32,
     pub out: String,
     pub err: String,
-}
-
-pub fn shared(path: &str) -> PathBuf {
-    deephold_testkit::shared_dir().join(path)
 }
 
 pub fn text(path: &Path) -> &str {
