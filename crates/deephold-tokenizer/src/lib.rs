@@ -11,6 +11,7 @@ mod dialect;
 mod error;
 mod gguf;
 mod pieces;
+mod pre_tokenizer;
 mod reasoning;
 mod sentencepiece;
 mod stop;

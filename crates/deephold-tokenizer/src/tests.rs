@@ -2,6 +2,7 @@
 
 mod chat;
 mod dialects;
+mod pre_tokenizers;
 mod properties;
 mod streams;
 mod vectors;

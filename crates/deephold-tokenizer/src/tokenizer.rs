@@ -10,6 +10,7 @@ use crate::TokenizerError;
 use crate::detokenizer::Detokenizer;
 use crate::gguf;
 use crate::pieces::{Pieces, from_byte_level, from_sentence_piece};
+use crate::pre_tokenizer::PreTokenizer;
 use crate::sentencepiece::SentencePiece;
 
 /// The largest tokenizer.json that is read; published ones stay below 40 MiB.
@@ -138,8 +139,10 @@ impl Tokenizer {
 
     fn with_gguf(mut self, vocab: &GgufVocab) -> Self {
         // llama.cpp's defaults where the file is silent.
-        let default =
-            vocab.model == "llama" || matches!(vocab.pre.as_str(), "llama-bpe" | "llama3" | "llama-v3");
+        let default = match vocab.model.as_str() {
+            "llama" => true,
+            _ => PreTokenizer::named(&vocab.pre).is_some_and(|p| p.add_bos),
+        };
         self.add_bos = Some(vocab.add_bos.unwrap_or(default) && vocab.bos.is_some());
         (self.bos, self.eos) = (vocab.bos, vocab.eos);
         self.stops = gguf::stops(vocab);

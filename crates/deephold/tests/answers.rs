@@ -4,7 +4,7 @@
 mod common;
 
 use common::{deephold, json, ok, text, with_input};
-use deephold_testkit::{TempDir, guide_dir, shared, skip_without_shared};
+use deephold_testkit::{TempDir, fetched_model, guide_dir, shared, skip_without_shared, testdata};
 use serde_json::Value;
 
 fn cases() -> Vec<Value> {
@@ -137,4 +137,57 @@ fn answers_end_where_they_are_told_to() {
     assert_eq!(on["ids"].as_array().map(Vec::len), Some(60));
     let biased = ask(&["--logit-bias", &format!("{id}=-100")]);
     assert!(!biased["ids"].as_array().expect("ids").contains(&whole["ids"][3]));
+}
+
+/// SmolLM2's pre-tokenizer, template, weights in 4 bits and end tokens, together as a user meets them.
+#[test]
+fn a_fetched_model_chats_and_is_scored() {
+    let Some(model) = fetched_model("smollm2-135m-instruct.q4_1.gguf") else { return };
+    let read = |file: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(testdata(file)).expect("reference")).expect("JSON")
+    };
+    let greedy = read("smollm2/greedy.json");
+    let ask = [
+        "generate",
+        text(&model),
+        "--prompt",
+        "Explain what gravity is in two sentences.",
+        "-n",
+        "31",
+        "--json",
+    ];
+    let out = json(&ask);
+    assert_eq!(out["prompt_ids"], greedy["prompt_ids"], "the template's ids");
+    // Activations in int8 may turn a close decision later on; the first words are sure (see the models' own test).
+    let first = |v: &Value| v.as_array().expect("ids")[..4].to_vec();
+    assert_eq!(first(&out["ids"]), first(&greedy["greedy_ids"]));
+    let answer = ok(&[
+        "chat",
+        text(&model),
+        "--prompt",
+        "Explain what gravity is in two sentences.",
+        "-n",
+        "31",
+        "--temperature",
+        "0",
+    ]);
+    assert_eq!(answer.trim_end(), out["text"].as_str().expect("text"));
+
+    if skip_without_shared() {
+        return;
+    }
+    let shakespeare = shared("data/text/shakespeare.txt");
+    let args =
+        ["eval", "perplexity", text(&model), text(&shakespeare), "-c", "256", "--windows", "4", "--json"];
+    let scored = json(&args);
+    let reference = read("smollm2/reference.json");
+    let windows = reference["windows"].as_array().expect("windows");
+    // Second halves, as the command scores them: the predictions of positions 128 to 254.
+    let logprobs = windows.iter().flat_map(|w| &w["logprobs"].as_array().expect("numbers")[128..]);
+    let logprobs: Vec<f64> = logprobs.map(|x| x.as_f64().expect("a number")).collect();
+    assert_eq!(scored["scored_tokens"].as_u64(), Some(logprobs.len() as u64));
+    let expected = -logprobs.iter().sum::<f64>() / logprobs.len() as f64;
+    let nll = scored["nll"].as_f64().expect("a number");
+    // Five standard errors of 508 tokens at 0.1 nats, and the bias: derived in the models' own test.
+    assert!((nll - expected).abs() < 0.028, "{nll} is not {expected}");
 }
