@@ -3,7 +3,7 @@
 use deephold_kernels::CacheDType;
 use deephold_models::ModelInfo;
 
-use crate::EngineError;
+use crate::{EngineError, SchedulerPolicy};
 
 /// Sizes and limits of one engine.
 #[derive(Clone, Debug)]
@@ -14,7 +14,7 @@ pub struct EngineConfig {
     pub num_blocks: usize,
     /// Sequences that compute at the same time.
     pub max_num_seqs: usize,
-    /// Tokens of one step, over all sequences.
+    /// Tokens of one step, over all sequences; at least `max_num_seqs`.
     pub max_num_batched_tokens: usize,
     /// The longest context, prompt and answer together.
     pub max_model_len: usize,
@@ -22,8 +22,10 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// How the cache stores entries.
     pub cache_dtype: CacheDType,
-    /// Whether prefixes are shared between requests with the same salt.
+    /// Whether prefixes are kept and shared, within the bounds that requests set.
     pub enable_prefix_cache: bool,
+    /// How a step's time is divided.
+    pub policy: SchedulerPolicy,
 }
 
 impl EngineConfig {
@@ -57,11 +59,12 @@ impl EngineConfig {
             block_size,
             num_blocks,
             max_num_seqs,
-            max_num_batched_tokens: 512,
+            max_num_batched_tokens: max_num_seqs.max(512),
             max_model_len,
             max_waiting: 1024,
             cache_dtype,
             enable_prefix_cache: true,
+            policy: SchedulerPolicy::default(),
         })
     }
 
@@ -73,9 +76,16 @@ impl EngineConfig {
         if self.max_num_seqs == 0 {
             return bad("max_num_seqs", "must be at least 1".into());
         }
-        if self.max_num_batched_tokens == 0 {
-            return bad("max_num_batched_tokens", "must be at least 1".into());
+        if self.max_num_batched_tokens < self.max_num_seqs {
+            let (tokens, seqs) = (self.max_num_batched_tokens, self.max_num_seqs);
+            return bad(
+                "max_num_batched_tokens",
+                format!(
+                    "= {tokens} must be at least max_num_seqs = {seqs}: each decoding sequence needs one"
+                ),
+            );
         }
+        self.policy.validate()?;
         if self.max_model_len < 2 || self.max_model_len > info.max_model_len {
             let most = info.max_model_len;
             return bad("max_model_len", format!("= {} must be 2..={most}", self.max_model_len));

@@ -3,44 +3,50 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use deephold_base::Clock;
-use deephold_kernels::{KvCache, Ops};
+use deephold_kernels::KvCache;
 use deephold_models::Model;
 
 use crate::kv_cache_manager::{KvCacheManager, SeqBlocks};
+use crate::machine::{Machine, MemoryLease};
 use crate::request::{
-    FinishReason, Pooling, Request, RequestId, RequestOutput, SampledToken, SamplingParams,
+    CacheSharing, FinishReason, Pooling, Request, RequestId, RequestOutput, SampledToken, SamplingParams,
 };
-use crate::scheduler::{Pooled, Rank, ScheduledSeq, Scheduler, Seq};
+use crate::scheduler::{ScheduledSeq, Scheduler};
+use crate::sequence::{PooledSums, SeqKey, Sequence};
 use crate::{EngineConfig, EngineError, runner, sampler};
 
-/// One model, its cache and the sequences on it.
+/// One model, its cache and the sequences on it. Whoever owns it calls [`Self::step`] while [`Self::has_work`];
+/// [`crate::EngineHandle`] does so on a thread of its own.
 pub struct EngineCore {
     model: Arc<dyn Model>,
-    ops: Arc<Ops>,
+    machine: Arc<Machine>,
     cache: KvCache,
+    /// The cache's part of the machine's memory.
+    _memory: MemoryLease,
     clock: Arc<dyn Clock>,
     config: EngineConfig,
     scheduler: Scheduler,
-    /// Ranks of each request's living sequences.
-    ranks: HashMap<RequestId, Vec<Rank>>,
+    /// For each request, the keys of its sequences that have not ended (n > 1 gives several).
+    keys: HashMap<RequestId, Vec<SeqKey>>,
     arrivals: u64,
     stats: EngineStats,
 }
 
-/// What a step brought.
+/// Result of one [`EngineCore::step`]: an output for each sequence that got a token or ended in it, and what the step cost.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// News of sequences, in scheduling order.
+    /// In the order in which the scheduler placed the sequences (decoding ones first), behind those that ran out of time.
     pub outputs: Vec<RequestOutput>,
     /// Tokens computed.
     pub num_tokens: usize,
     /// Sequences that took part.
     pub num_seqs: usize,
-    /// How long it took.
+    /// How long it took, without the wait for other engines on the machine.
     pub duration: Duration,
 }
 
@@ -51,6 +57,8 @@ pub struct EngineStats {
     pub running: usize,
     /// Sequences that wait.
     pub waiting: usize,
+    /// Sequences that are paused for slow readers.
+    pub paused: usize,
     /// Blocks in use.
     pub used_blocks: usize,
     /// Blocks in all.
@@ -78,28 +86,46 @@ pub struct EngineStats {
 }
 
 impl EngineCore {
-    /// An engine for `model`; reserves its cache.
+    /// An engine for `model`; reserves its cache within the machine's memory.
     ///
     /// # Errors
     /// A configuration that cannot work, or too little memory.
     pub fn new(
         model: Arc<dyn Model>,
-        ops: Arc<Ops>,
+        machine: Arc<Machine>,
         config: EngineConfig,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, EngineError> {
         config.validate(model.info())?;
-        let cache =
-            KvCache::new(&model.cache_layers(), config.num_blocks, config.block_size, config.cache_dtype)?;
+        let layers = model.cache_layers();
+        let bytes = KvCache::bytes_for(&layers, config.num_blocks, config.block_size, config.cache_dtype)?;
+        let memory = machine.memory().reserve("the cache", bytes as u64)?;
+        let cache = KvCache::new(&layers, config.num_blocks, config.block_size, config.cache_dtype)?;
         let kv = KvCacheManager::new(config.num_blocks, config.block_size, config.enable_prefix_cache);
-        let scheduler = Scheduler::new(kv, config.max_num_seqs, config.max_num_batched_tokens);
-        let (ranks, stats) = (HashMap::new(), EngineStats::default());
-        Ok(Self { model, ops, cache, clock, config, scheduler, ranks, arrivals: 0, stats })
+        let policy = config.policy.clone();
+        let scheduler = Scheduler::new(kv, policy, config.max_num_seqs, config.max_num_batched_tokens);
+        Ok(Self {
+            model,
+            machine,
+            cache,
+            _memory: memory,
+            clock,
+            config,
+            scheduler,
+            keys: HashMap::new(),
+            arrivals: 0,
+            stats: EngineStats::default(),
+        })
     }
 
     /// The model.
     pub fn model(&self) -> &Arc<dyn Model> {
         &self.model
+    }
+
+    /// Time on the engine's clock.
+    pub fn now(&self) -> Duration {
+        self.clock.now()
     }
 
     /// The bounds.
@@ -112,13 +138,17 @@ impl EngineCore {
     /// # Errors
     /// A parameter out of range, a prompt that does not fit, or a full queue; nothing is queued then.
     pub fn add_request(&mut self, request: Request) -> Result<(), EngineError> {
-        let Request { id, prompt, mut params, cache_salt, priority, deadline, .. } = request;
+        let Request { id, prompt, mut params, priority, deadline, .. } = request;
         if request.pooling.is_some() {
             // Nothing is sampled: one vector a request.
             params = SamplingParams { max_tokens: 1, ..SamplingParams::default() };
         }
         let vocab_size = self.model.info().vocab_size;
         params.validate(vocab_size)?;
+        if !(request.weight.is_finite() && request.weight > 0.0) {
+            let problem = format!("= {} must be a finite number above 0", request.weight);
+            return Err(EngineError::Parameter { param: "weight", problem });
+        }
         let max_model_len = self.config.max_model_len;
         if prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
@@ -136,109 +166,157 @@ impl EngineCore {
             return Err(EngineError::CacheTooSmall { needed, blocks: self.config.num_blocks });
         }
         let waiting = self.scheduler.num_waiting();
-        if !self.has_place(&request.tenant, params.n) {
+        if !self.may_queue(&request.tenant, params.n) {
             return Err(EngineError::Busy { waiting });
         }
-        if self.ranks.contains_key(&id) {
+        if self.keys.contains_key(&id) {
             return Err(EngineError::Duplicate(id.0));
         }
         let seed = params.seed.unwrap_or_else(entropy);
         let arrived = self.clock.now();
-        let (params, salt): (_, Arc<[u8]>) = (Arc::new(params), cache_salt.into());
-        let mut ranks = Vec::with_capacity(params.n);
+        let salt = prefix_salt(&request.cache_sharing, &request.tenant);
+        let params = Arc::new(params);
+        let mut keys = Vec::with_capacity(params.n);
         for seq_idx in 0..params.n {
-            let rank = (Reverse(priority), self.arrivals);
+            let key = (Reverse(priority), self.arrivals);
             self.arrivals += 1;
-            ranks.push(rank);
-            let seq = Seq {
+            keys.push(key);
+            let seq = Sequence {
                 id,
                 seq_idx,
-                rank,
+                key,
                 num_prompt: prompt.len(),
                 tokens: prompt.clone(),
                 num_computed: 0,
                 cached_tokens: 0,
-                blocks: SeqBlocks::default(),
+                blocks: SeqBlocks::new(Arc::clone(&salt)),
                 params: Arc::clone(&params),
                 seed,
-                salt: Arc::clone(&salt),
                 deadline,
                 queue_deadline: request.queue_deadline,
                 tenant: Arc::clone(&request.tenant),
                 weight: request.weight,
                 constraint: request.constraint.clone(),
-                pooled: request.pooling.map(|how| Pooled { how, sum: Vec::new() }),
+                pooled: request.pooling.map(|how| PooledSums { how, sums: Vec::new() }),
                 arrived,
                 started: None,
+                paused: None,
             };
             self.scheduler.add(seq);
         }
-        self.ranks.insert(id, ranks);
+        self.keys.insert(id, keys);
         Ok(())
     }
 
-    /// Ends a request now, without further output; false where there is none of that id.
-    pub fn abort(&mut self, id: RequestId) -> bool {
-        let Some(ranks) = self.ranks.remove(&id) else { return false };
-        for rank in ranks {
-            self.scheduler.remove(&rank);
-        }
-        true
+    /// Ends a request now: one output with [`FinishReason::Abort`] for each of its sequences that had not ended.
+    pub fn abort(&mut self, id: RequestId) -> Vec<RequestOutput> {
+        self.end(id, FinishReason::Abort, None)
     }
 
-    /// Ends everything: after a failure nothing of the old state is worth keeping.
-    pub fn abort_all(&mut self) {
-        let ids: Vec<RequestId> = self.ranks.keys().copied().collect();
-        ids.into_iter().for_each(|id| _ = self.abort(id));
+    /// Ends every request, as after a failure of the engine: nothing of the old state is worth keeping.
+    pub fn end_all(&mut self, reason: FinishReason, message: Option<&str>) -> Vec<RequestOutput> {
+        let mut ids: Vec<RequestId> = self.keys.keys().copied().collect();
+        ids.sort_unstable();
+        ids.into_iter().flat_map(|id| self.end(id, reason, message)).collect()
+    }
+
+    fn end(&mut self, id: RequestId, reason: FinishReason, message: Option<&str>) -> Vec<RequestOutput> {
+        let keys = self.keys.get(&id).cloned().unwrap_or_default();
+        let message = |_| message.map(str::to_owned);
+        keys.into_iter().filter_map(|key| self.finish(key, Vec::new(), reason, message(key))).collect()
+    }
+
+    /// Sets a request aside whose reader is slow, until [`Self::resume`]; it gives its cache blocks back. One that stays paused
+    /// for longer than the policy's `pause_limit` ends with [`FinishReason::SlowReader`].
+    pub fn pause(&mut self, id: RequestId) {
+        let now = self.clock.now();
+        for key in self.keys.get(&id).into_iter().flatten() {
+            self.scheduler.pause(key, now);
+        }
+    }
+
+    /// Lets a paused request go on.
+    pub fn resume(&mut self, id: RequestId) {
+        self.keys.get(&id).into_iter().flatten().for_each(|key| self.scheduler.resume(key));
     }
 
     /// Whether a request of that id has sequences left.
     pub fn is_live(&self, id: RequestId) -> bool {
-        self.ranks.contains_key(&id)
+        self.keys.contains_key(&id)
     }
 
-    /// Whether a step would do anything.
+    /// Whether a step would do anything now. Paused sequences are no work, but see [`Self::next_expiry`].
     pub fn has_work(&self) -> bool {
         self.scheduler.num_running() + self.scheduler.num_waiting() > 0
     }
 
-    /// One forward pass over what the scheduler chose, and the tokens that follow from it.
-    ///
-    /// # Errors
-    /// The model refused a batch that the engine made: a defect; the requests in it have ended.
-    pub fn step(&mut self) -> Result<StepOutput, EngineError> {
+    /// When the next paused request ends for want of a reader or time, on the engine's clock.
+    pub fn next_expiry(&self) -> Option<Duration> {
+        self.scheduler.paused.values().map(|seq| self.expiry(seq)).min()
+    }
+
+    fn expiry(&self, seq: &Sequence) -> Duration {
+        let paused = seq.paused.map(|at| at.saturating_add(self.scheduler.pause_limit()));
+        let queue = seq.queue_deadline.filter(|_| seq.started.is_none());
+        [paused, seq.deadline, queue].into_iter().flatten().min().unwrap_or(Duration::MAX)
+    }
+
+    /// One forward pass over what the scheduler chose, and the tokens that follow from it. Where the model refuses the batch
+    /// (a defect), the requests in it end with [`FinishReason::Error`].
+    pub fn step(&mut self) -> StepOutput {
+        let machine = Arc::clone(&self.machine);
+        let _permit = machine.arbiter().acquire();
         let start = self.clock.now();
         let mut out = StepOutput::default();
         self.expire(start, &mut out.outputs);
         let plan = self.scheduler.schedule(start);
         (out.num_tokens, out.num_seqs) = (plan.num_tokens, plan.seqs.len());
         if plan.num_tokens > 0 {
-            let forward = runner::forward(&*self.model, &self.ops, &self.cache, &self.scheduler, &plan);
-            let forward = match forward {
-                Ok(forward) => forward,
+            match runner::forward(&*self.model, machine.ops(), &self.cache, &self.scheduler, &plan) {
+                Ok(forward) => self.take_results(&plan.seqs, &forward, &mut out.outputs),
                 Err(e) => {
-                    self.fail(&plan.seqs);
-                    return Err(e.into());
+                    let message = e.to_string();
+                    for scheduled in &plan.seqs {
+                        let ended = self.finish(
+                            scheduled.key,
+                            Vec::new(),
+                            FinishReason::Error,
+                            Some(message.clone()),
+                        );
+                        out.outputs.extend(ended);
+                    }
                 }
-            };
-            let mut caught_up = Vec::with_capacity(plan.seqs.len());
-            for share in &plan.seqs {
-                caught_up.push(self.scheduler.computed(share));
-            }
-            for (row, share) in forward.shares.iter().enumerate() {
-                let output = self.sample(forward.logits.row(row), &plan.seqs[*share]);
-                out.outputs.extend(output);
-            }
-            for (share, rows) in &forward.pooled {
-                let rows = rows.clone().map(|r| forward.hidden.row(r));
-                out.outputs.extend(self.pool(rows, &plan.seqs[*share], caught_up[*share]));
             }
         }
         out.duration = self.clock.now().saturating_sub(start);
+        self.scheduler.cost.learn(plan.work, out.duration.as_secs_f64());
         self.stats.steps += 1;
         self.stats.computed_tokens += out.num_tokens as u64;
         self.stats.busy += out.duration;
-        Ok(out)
+        out
+    }
+
+    /// Samples and pools what a forward pass computed.
+    fn take_results(
+        &mut self,
+        scheduled: &[ScheduledSeq],
+        forward: &runner::Forward,
+        outputs: &mut Vec<RequestOutput>,
+    ) {
+        let caught_up: Vec<bool> = scheduled.iter().map(|s| self.scheduler.computed(s)).collect();
+        for (row, i) in forward.sampled_idx.iter().enumerate() {
+            outputs.extend(self.sample(forward.logits.row(row), scheduled[*i].key));
+        }
+        for (i, rows) in &forward.pooled {
+            let rows = rows.clone().map(|r| forward.hidden.row(r));
+            outputs.extend(self.pool(rows, scheduled[*i].key, caught_up[*i]));
+        }
+    }
+
+    /// Live requests, and whether any of their sequences has run.
+    #[cfg(test)]
+    pub(crate) fn started_requests(&self) -> impl Iterator<Item = (RequestId, bool)> {
+        self.scheduler.all().map(|seq| (seq.id, seq.started.is_some()))
     }
 
     /// Counters and state.
@@ -248,6 +326,7 @@ impl EngineCore {
         EngineStats {
             running: self.scheduler.num_running(),
             waiting: self.scheduler.num_waiting(),
+            paused: self.scheduler.paused.len(),
             used_blocks: pool.num_blocks() - pool.num_free(),
             num_blocks: pool.num_blocks(),
             cache_bytes: self.cache.bytes(),
@@ -266,48 +345,49 @@ impl EngineCore {
         }
     }
 
-    /// Whether `n` more sequences of a tenant may wait. A full queue is still open, up to twice its length, to a tenant
-    /// that has fewer than its part of the places: one that floods it does not shut out the others.
-    fn has_place(&self, tenant: &str, n: usize) -> bool {
+    /// Whether the waiting queue takes `n` more sequences of this tenant. Beyond `max_waiting` it still takes those of a tenant
+    /// with fewer than `max_waiting / tenants` of them waiting, up to `2 * max_waiting` in all: a tenant that floods the
+    /// queue cannot shut out the others, and memory stays bounded.
+    fn may_queue(&self, tenant: &str, n: usize) -> bool {
         let (queue, most) = (&self.scheduler.waiting, self.config.max_waiting);
-        let after = queue.len() + n;
+        let after = queue.len() + self.scheduler.paused.len() + n;
         let fair = most / (queue.num_tenants() + 1);
         after <= most || (after <= 2 * most && queue.waiting_of(tenant) + n <= fair)
     }
 
     /// Samples one sequence's next token and ends it where it should.
-    fn sample(&mut self, logits: &[f32], share: &ScheduledSeq) -> Option<RequestOutput> {
-        let seq = self.scheduler.running.get_mut(&share.rank)?;
+    fn sample(&mut self, logits: &[f32], key: SeqKey) -> Option<RequestOutput> {
+        let seq = self.scheduler.running.get_mut(&key)?;
         let p = Arc::clone(&seq.params);
-        let token = match sampled(logits, seq) {
+        let token = match next_token(logits, seq) {
             Ok(token) => token,
-            Err(message) => return self.finish(share.rank, Vec::new(), FinishReason::Error, Some(message)),
+            Err(message) => return self.finish(key, Vec::new(), FinishReason::Error, Some(message)),
         };
         self.stats.sampled_tokens += 1;
         seq.tokens.push(token.id);
         let stop = !p.ignore_eos && p.stop_token_ids.contains(&token.id);
         if stop && seq.output_len() >= p.min_tokens {
-            return self.finish(share.rank, vec![token], FinishReason::Stop, None);
+            return self.finish(key, vec![token], FinishReason::Stop, None);
         }
         if seq.output_len() >= p.max_tokens {
-            return self.finish(share.rank, vec![token], FinishReason::Length, None);
+            return self.finish(key, vec![token], FinishReason::Length, None);
         }
-        Some(RequestOutput { tokens: vec![token], ..news(seq) })
+        Some(RequestOutput { tokens: vec![token], ..output_of(seq) })
     }
 
     /// Adds a pooled sequence's rows; its vector when it has caught up.
     fn pool<'a>(
         &mut self,
         rows: impl Iterator<Item = &'a [f32]>,
-        share: &ScheduledSeq,
+        key: SeqKey,
         caught_up: bool,
     ) -> Option<RequestOutput> {
-        let seq = self.scheduler.running.get_mut(&share.rank)?;
+        let seq = self.scheduler.running.get_mut(&key)?;
         let count = seq.tokens.len() as f64;
         let pooled = seq.pooled.as_mut()?;
         for row in rows {
-            pooled.sum.resize(row.len(), 0.0);
-            for (sum, x) in pooled.sum.iter_mut().zip(row) {
+            pooled.sums.resize(row.len(), 0.0);
+            for (sum, x) in pooled.sums.iter_mut().zip(row) {
                 *sum = match pooled.how {
                     Pooling::Mean => *sum + f64::from(*x) / count,
                     Pooling::Last => f64::from(*x),
@@ -317,46 +397,59 @@ impl EngineCore {
         if !caught_up {
             return None;
         }
-        let embedding: Vec<f32> = pooled.sum.iter().map(|x| *x as f32).collect();
-        let output = self.finish(share.rank, Vec::new(), FinishReason::Stop, None)?;
+        let embedding: Vec<f32> = pooled.sums.iter().map(|x| *x as f32).collect();
+        let output = self.finish(key, Vec::new(), FinishReason::Stop, None)?;
         Some(RequestOutput { embedding: Some(embedding), ..output })
     }
 
     fn finish(
         &mut self,
-        rank: Rank,
+        key: SeqKey,
         tokens: Vec<SampledToken>,
         reason: FinishReason,
         message: Option<String>,
     ) -> Option<RequestOutput> {
-        let seq = self.scheduler.remove(&rank)?;
-        if let Some(ranks) = self.ranks.get_mut(&seq.id) {
-            ranks.retain(|r| *r != rank);
-            if ranks.is_empty() {
-                self.ranks.remove(&seq.id);
+        let seq = self.scheduler.remove(&key)?;
+        if let Some(keys) = self.keys.get_mut(&seq.id) {
+            keys.retain(|k| *k != key);
+            if keys.is_empty() {
+                self.keys.remove(&seq.id);
             }
         }
-        Some(RequestOutput { tokens, finish_reason: Some(reason), message, ..news(&seq) })
+        Some(RequestOutput { tokens, finish_reason: Some(reason), message, ..output_of(&seq) })
     }
 
+    /// Ends the sequences whose time is up.
     fn expire(&mut self, now: Duration, outputs: &mut Vec<RequestOutput>) {
-        let past = |at: Option<Duration>| at.is_some_and(|at| at <= now);
-        let is_late = |s: &&Seq| past(s.deadline) || (s.started.is_none() && past(s.queue_deadline));
-        let late: Vec<Rank> = self.scheduler.all().filter(is_late).map(|s| s.rank).collect();
-        for rank in late {
-            outputs.extend(self.finish(rank, Vec::new(), FinishReason::Deadline, None));
-        }
-    }
-
-    fn fail(&mut self, shares: &[ScheduledSeq]) {
-        for share in shares {
-            self.finish(share.rank, Vec::new(), FinishReason::Error, None);
+        let late: Vec<SeqKey> =
+            self.scheduler.all().filter(|seq| self.expiry(seq) <= now).map(|seq| seq.key).collect();
+        for key in late {
+            let is_past = |seq: &Sequence| {
+                let queue = seq.queue_deadline.filter(|_| seq.started.is_none());
+                [seq.deadline, queue].into_iter().flatten().any(|at| at <= now)
+            };
+            let reason = match self.scheduler.get(&key) {
+                Some(seq) if is_past(seq) => FinishReason::Deadline,
+                _ => FinishReason::SlowReader,
+            };
+            outputs.extend(self.finish(key, Vec::new(), reason, None));
         }
     }
 }
 
+/// What a request's prefixes are keyed by. A tag and a length first, so that no salt can imitate another kind or another
+/// tenant's.
+fn prefix_salt(sharing: &CacheSharing, tenant: &str) -> Arc<[u8]> {
+    let (tag, owner, salt): (u8, &str, &[u8]) = match sharing {
+        CacheSharing::Tenant { salt } => (0, tenant, salt),
+        CacheSharing::Shared { salt } => (1, "", salt),
+    };
+    let len = (owner.len() as u64).to_le_bytes();
+    [&[tag], &len[..], owner.as_bytes(), salt].concat().into()
+}
+
 /// An output that says only whose it is.
-fn news(seq: &Seq) -> RequestOutput {
+fn output_of(seq: &Sequence) -> RequestOutput {
     RequestOutput {
         id: seq.id,
         seq_idx: seq.seq_idx,
@@ -369,25 +462,33 @@ fn news(seq: &Seq) -> RequestOutput {
     }
 }
 
-/// The next token of a sequence, within its constraint.
-fn sampled(logits: &[f32], seq: &mut Seq) -> Result<SampledToken, String> {
-    let mask = match &mut seq.constraint {
-        Some(constraint) => constraint.allowed()?,
-        None => None,
-    };
-    let token = sampler::sample(
-        logits,
-        &seq.params,
-        mask.as_ref(),
-        seq.seed,
-        seq.seq_idx,
-        &seq.tokens,
-        seq.num_prompt,
-    )?;
-    if let Some(constraint) = &mut seq.constraint {
-        constraint.accept(token.id)?;
-    }
-    Ok(token)
+/// The next token of a sequence, within its constraint. The constraint is the caller's code: a panic in it ends this sequence
+/// alone.
+fn next_token(logits: &[f32], seq: &mut Sequence) -> Result<SampledToken, String> {
+    let mut constraint = seq.constraint.take();
+    let panicked = |_| "the constraint of this request failed; this is a defect".to_owned();
+    let sampled = catch_unwind(AssertUnwindSafe(|| {
+        let mask = match &mut constraint {
+            Some(constraint) => constraint.allowed()?,
+            None => None,
+        };
+        let choice = sampler::Choice {
+            logits,
+            params: &seq.params,
+            mask: mask.as_ref(),
+            seed: seq.seed,
+            seq_idx: seq.seq_idx,
+            tokens: &seq.tokens,
+            num_prompt: seq.num_prompt,
+        };
+        let token = choice.sample()?;
+        if let Some(constraint) = &mut constraint {
+            constraint.accept(token.id)?;
+        }
+        Ok(token)
+    }));
+    seq.constraint = constraint;
+    sampled.map_err(panicked)?
 }
 
 /// A seed nobody asked for: the standard library's per-process hash keys, which the system's randomness feeds.

@@ -1,8 +1,7 @@
 //! What the engine refuses.
 
-use deephold_base::ErrorCode;
+use deephold_base::{ErrorCode, human_bytes};
 use deephold_kernels::KernelError;
-use deephold_models::ModelError;
 
 /// Why a request or a step was refused.
 #[derive(Debug, thiserror::Error)]
@@ -63,15 +62,27 @@ pub enum EngineError {
         /// How many wait.
         waiting: usize,
     },
+    /// Weights or a cache beyond what is left of the machine's memory budget.
+    #[error(
+        "{what} needs {}, but {} of the memory budget of {} are left; unload a model, shorten the context or raise the budget",
+        human_bytes(*bytes), human_bytes(*left), human_bytes(*total)
+    )]
+    Memory {
+        /// What was to be held.
+        what: String,
+        /// How much it takes.
+        bytes: u64,
+        /// What is left.
+        left: u64,
+        /// The whole budget.
+        total: u64,
+    },
     /// A request with an id that is in use.
     #[error("request {0} exists already")]
     Duplicate(u64),
-    /// The engine's thread has ended.
+    /// The engine's thread has ended, or takes nothing new because it drains.
     #[error("the engine has stopped")]
     Stopped,
-    /// The model refused its input.
-    #[error(transparent)]
-    Model(#[from] ModelError),
     /// The cache could not be made.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -86,9 +97,9 @@ impl EngineError {
             }
             Self::PromptTooLong { .. } | Self::CacheTooSmall { .. } => ErrorCode::LimitExceeded,
             Self::Busy { .. } => ErrorCode::Busy,
+            Self::Memory { .. } => ErrorCode::OutOfMemory,
             Self::Duplicate(_) => ErrorCode::InvalidInput,
             Self::Stopped => ErrorCode::Internal,
-            Self::Model(e) => e.code(),
             Self::Kernel(e) => e.code(),
         }
     }

@@ -1,44 +1,45 @@
 //! The engine on a thread of its own.
+//!
+//! Every request that was accepted ends with exactly one finish reason for each of its `n` sequences, whatever happens: its
+//! own end, an abort, a deadline, a slow reader, a failure, a shutdown. What callers hand in (sinks, observers, the word of
+//! acceptance) runs on the engine's thread; a panic in it ends the request that it belongs to, never the engine.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use crate::mailbox::{ADDS_MAX, Command, Mailbox, Refused, Shutdown};
 use crate::request::{FinishReason, Request, RequestId, RequestOutput};
 use crate::{EngineCore, EngineError, EngineStats, StepOutput};
 
-/// Commands that may stand in the queue; beyond them the engine is busy.
-const COMMANDS: usize = 4096;
-
-/// Takes a request's outputs on the engine's thread, so it must not wait; false ends the request.
-pub type OutputSink = Box<dyn FnMut(RequestOutput) -> bool + Send>;
+/// Takes a request's outputs on the engine's thread, so it must not wait.
+pub type OutputSink = Box<dyn FnMut(RequestOutput) -> Delivery + Send>;
 
 /// Hears whether a request was accepted, on the engine's thread.
 pub type Accepted = Box<dyn FnOnce(Result<(), EngineError>) + Send>;
 
-/// Sees every step, on the engine's thread.
+/// Sees every step, on the engine's thread. One that panics is not called again.
 pub type StepObserver = Box<dyn FnMut(&StepOutput) + Send>;
 
-enum Command {
-    Add(Box<Request>, OutputSink, Accepted),
-    Abort(RequestId),
+/// What a sink says of an output, which it has taken in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// More may come.
+    Ready,
+    /// The reader is slow: the request pauses until [`EngineHandle::resume`].
+    Pause,
+    /// The reader is gone: the request ends with [`FinishReason::Abort`], which the sink is not told.
+    Closed,
 }
 
-/// Runs an [`EngineCore`]; when it and all streams are dropped, the thread ends after the requests in it.
+/// Runs an [`EngineCore`]. When it is dropped, the thread ends after the requests in it; [`Self::shutdown`] ends it sooner
+/// and waits for it.
 pub struct EngineHandle {
-    commands: SyncSender<Command>,
+    mailbox: Arc<Mailbox>,
     stats: Arc<Mutex<EngineStats>>,
-}
-
-/// The outputs of one request; dropping it aborts the request.
-pub struct RequestStream {
-    id: RequestId,
-    outputs: Receiver<RequestOutput>,
-    commands: SyncSender<Command>,
-    /// Sequences that have not finished.
-    open: usize,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl EngineHandle {
@@ -55,33 +56,45 @@ impl EngineHandle {
     /// # Errors
     /// The system's, where it gives no thread.
     pub fn spawn_observed(core: EngineCore, observer: StepObserver) -> std::io::Result<Self> {
-        let (commands, queue) = sync_channel(COMMANDS);
+        let mailbox = Arc::new(Mailbox::default());
         let stats = Arc::new(Mutex::new(core.stats()));
-        let server = Server { core, sinks: HashMap::new(), stats: Arc::clone(&stats), observer };
-        std::thread::Builder::new().name("engine".into()).spawn(move || server.run(&queue))?;
-        Ok(Self { commands, stats })
+        let mut thread = EngineThread {
+            core,
+            sinks: HashMap::new(),
+            mailbox: Arc::clone(&mailbox),
+            stats: Arc::clone(&stats),
+            observer: Some(observer),
+            drain_until: None,
+        };
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || thread.run())?;
+        Ok(Self { mailbox, stats, thread: Mutex::new(Some(thread)) })
     }
 
     /// Queues a request; never waits. `accepted` hears what [`EngineCore::add_request`] says, then `sink` the outputs.
     ///
     /// # Errors
-    /// [`EngineError::Stopped`], or [`EngineError::Busy`] where too many commands stand before it.
+    /// [`EngineError::Stopped`], or [`EngineError::Busy`] where too many requests lie before it.
     pub fn submit_with(
         &self,
         request: Request,
         sink: OutputSink,
         accepted: Accepted,
     ) -> Result<(), EngineError> {
-        self.commands.try_send(Command::Add(Box::new(request), sink, accepted)).map_err(|e| match e {
-            TrySendError::Full(_) => EngineError::Busy { waiting: COMMANDS },
-            TrySendError::Disconnected(_) => EngineError::Stopped,
+        self.mailbox.add(request, sink, accepted).map_err(|refused| match refused {
+            Refused::Full => EngineError::Busy { waiting: ADDS_MAX },
+            Refused::Closed => EngineError::Stopped,
         })
     }
 
-    /// Ends a request before its next step, without further output.
+    /// Ends a request by the end of the running step: no token comes after that, only [`FinishReason::Abort`]. Always taken;
+    /// an id that is not live is ignored.
     pub fn abort(&self, id: RequestId) {
-        // A full queue means a busy engine; the engine notices the closed sink at its next output.
-        let _ = self.commands.try_send(Command::Abort(id));
+        self.mailbox.abort(id);
+    }
+
+    /// Lets a request go on that its sink paused.
+    pub fn resume(&self, id: RequestId) {
+        self.mailbox.resume(id);
     }
 
     /// Queues a request and waits until it is accepted.
@@ -89,22 +102,97 @@ impl EngineHandle {
     /// # Errors
     /// What [`EngineCore::add_request`] refuses.
     pub fn submit(&self, request: Request) -> Result<RequestStream, EngineError> {
-        let (id, open) = (request.id, request.params.n);
-        // One place for each output that can ever come, so that the engine never waits for a slow reader; the engine
-        // cuts max_tokens to the context in the same way. Channels grow as they fill.
-        let places = request.params.max_tokens.min(1 << 24).saturating_add(1).saturating_mul(open);
-        let (outputs, receiver) = bounded(places);
-        let (answer, answered) = sync_channel(1);
-        let sink = Box::new(move |output| outputs.try_send(output).is_ok());
+        let (id, open) = (request.id, request.num_sequences());
+        let buffer = Arc::new(OutputBuffer::default());
+        let writer = BufferWriter(Arc::clone(&buffer));
+        let sink = Box::new(move |output| writer.push(output));
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        let stream = RequestStream { id, buffer, mailbox: Arc::clone(&self.mailbox), open };
         self.submit_with(request, sink, Box::new(move |result| _ = answer.send(result)))?;
         answered.recv().map_err(|_| EngineError::Stopped)??;
-        Ok(RequestStream { id, outputs: receiver, commands: self.commands.clone(), open })
+        Ok(stream)
     }
 
     /// Counters and state after the last step or command.
     pub fn stats(&self) -> EngineStats {
-        self.stats.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// Ends the thread as `how` says, and waits for it. Requests that are still there get [`FinishReason::Abort`].
+    pub fn shutdown(&self, how: Shutdown) {
+        self.mailbox.shut_down(how);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // The thread catches the panics of everything it calls; its own would be a defect and is over with it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for EngineHandle {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
+/// Outputs that a stream's buffer holds before its request is paused. Memory grows with what was produced and not read,
+/// up to this many and what one step adds.
+const BUFFERED_MAX: usize = 256;
+
+/// Outputs between the engine's thread and a reader.
+#[derive(Default)]
+struct OutputBuffer {
+    state: Mutex<Buffered>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Buffered {
+    outputs: VecDeque<RequestOutput>,
+    paused: bool,
+    /// The reader is gone.
+    closed: bool,
+    /// The engine's side is gone.
+    ended: bool,
+}
+
+impl OutputBuffer {
+    fn lock(&self) -> MutexGuard<'_, Buffered> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The engine's side of a buffer. A reader must not wait for ever for a sink that was dropped.
+struct BufferWriter(Arc<OutputBuffer>);
+
+impl BufferWriter {
+    fn push(&self, output: RequestOutput) -> Delivery {
+        let mut state = self.0.lock();
+        if state.closed {
+            return Delivery::Closed;
+        }
+        state.outputs.push_back(output);
+        self.0.changed.notify_all();
+        state.paused |= state.outputs.len() >= BUFFERED_MAX;
+        if state.paused { Delivery::Pause } else { Delivery::Ready }
+    }
+}
+
+impl Drop for BufferWriter {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// The outputs of one request; dropping it aborts the request. A reader that leaves 256 outputs lying pauses the request, which
+/// goes on when half of them are read.
+pub struct RequestStream {
+    id: RequestId,
+    buffer: Arc<OutputBuffer>,
+    mailbox: Arc<Mailbox>,
+    /// Sequences that have not finished.
+    open: usize,
 }
 
 impl RequestStream {
@@ -127,118 +215,181 @@ impl RequestStream {
         if self.open == 0 {
             return None;
         }
-        let received = match timeout {
-            None => self.outputs.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(timeout) => self.outputs.recv_timeout(timeout),
+        let idle = |s: &mut Buffered| s.outputs.is_empty() && !s.ended;
+        let state = self.buffer.lock();
+        let mut state = match timeout {
+            None => self.buffer.changed.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner),
+            Some(timeout) => {
+                let waited = self.buffer.changed.wait_timeout_while(state, timeout, idle);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
         };
-        match received {
-            Ok(output) => {
-                self.open -= usize::from(output.finish_reason.is_some());
-                Some(output)
-            }
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => {
+        let Some(output) = state.outputs.pop_front() else {
+            if state.ended {
                 self.open = 0;
-                None
             }
+            return None;
+        };
+        if state.paused && state.outputs.len() <= BUFFERED_MAX / 2 {
+            state.paused = false;
+            self.mailbox.resume(self.id);
         }
+        self.open -= usize::from(output.finish_reason.is_some());
+        Some(output)
     }
 }
 
 impl Drop for RequestStream {
     fn drop(&mut self) {
+        self.buffer.lock().closed = true;
         if self.open > 0 {
-            // A full queue means a busy engine; the engine notices the closed channel at its next output.
-            let _ = self.commands.try_send(Command::Abort(self.id));
+            self.mailbox.abort(self.id);
         }
     }
 }
 
-fn bounded(places: usize) -> (SyncSender<RequestOutput>, Receiver<RequestOutput>) {
-    // The array of a bounded channel is allocated whole; answers are rarely as long as they may be.
-    sync_channel(places.min(1 << 16))
+/// A request's sink, and how many of its sequences it has not heard the end of: the core may be further than what was
+/// delivered.
+struct OpenSink {
+    sink: OutputSink,
+    open: usize,
 }
 
-/// What the thread owns.
-struct Server {
+/// What the engine's thread owns.
+struct EngineThread {
     core: EngineCore,
-    sinks: HashMap<RequestId, OutputSink>,
+    sinks: HashMap<RequestId, OpenSink>,
+    mailbox: Arc<Mailbox>,
     stats: Arc<Mutex<EngineStats>>,
-    observer: StepObserver,
+    observer: Option<StepObserver>,
+    /// When a drain's patience ends.
+    drain_until: Option<Instant>,
 }
 
-impl Server {
-    fn run(mut self, queue: &Receiver<Command>) {
+impl EngineThread {
+    fn run(&mut self) {
         loop {
-            if !self.core.has_work() {
-                match queue.recv() {
-                    Ok(command) => self.obey(command),
-                    Err(_) => return,
-                }
+            for command in self.mailbox.take() {
+                self.handle_command(command);
             }
-            while let Ok(command) = queue.try_recv() {
-                self.obey(command);
+            if self.must_end() {
+                break;
             }
-            if self.core.has_work() {
+            if self.core.has_work() || self.core.next_expiry().is_some_and(|at| at <= self.core.now()) {
                 self.step();
+            } else {
+                // Only paused requests are left, if any.
+                let expiry = self.core.next_expiry().map(|at| at.saturating_sub(self.core.now()));
+                let drain = self.drain_until.map(|at| at.saturating_duration_since(Instant::now()));
+                let timeout = expiry.into_iter().chain(drain).min();
+                self.mailbox.wait(timeout);
             }
-            *self.stats.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = self.core.stats();
+            self.publish_stats();
+        }
+        // Nothing new is taken from here on; what came in the meantime is told so.
+        for command in self.mailbox.end() {
+            if let Command::Add(_, _, accepted) = command {
+                let _ = catch_unwind(AssertUnwindSafe(|| accepted(Err(EngineError::Stopped))));
+            }
+        }
+        let ended = self.core.end_all(FinishReason::Abort, None);
+        self.deliver_all(ended);
+        self.publish_stats();
+    }
+
+    fn publish_stats(&self) {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.core.stats();
+    }
+
+    /// Whether the thread's end has come: at once, after a drain, or because nobody can ask for anything any more.
+    fn must_end(&mut self) -> bool {
+        let is_idle = !self.core.has_work() && self.core.next_expiry().is_none();
+        match self.mailbox.shutdown() {
+            Some(Shutdown::Now) => true,
+            Some(Shutdown::Drain(patience)) => {
+                let until = *self.drain_until.get_or_insert_with(|| {
+                    let now = Instant::now();
+                    now.checked_add(patience).unwrap_or(now + Duration::from_secs(1 << 30))
+                });
+                is_idle || Instant::now() >= until
+            }
+            None => is_idle && self.mailbox.is_closed(),
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn handle_command(&mut self, command: Command) {
         match command {
             Command::Add(request, sink, accepted) => {
                 let id = request.id;
+                let open = request.num_sequences();
                 let added = self.core.add_request(*request);
-                if added.is_ok() {
-                    self.sinks.insert(id, sink);
+                let is_live = added.is_ok();
+                if is_live {
+                    self.sinks.insert(id, OpenSink { sink, open });
                 }
-                accepted(added);
+                if catch_unwind(AssertUnwindSafe(|| accepted(added))).is_err() && is_live {
+                    self.abort(id);
+                }
             }
-            Command::Abort(id) => {
-                self.core.abort(id);
-                self.sinks.remove(&id);
-            }
+            Command::Abort(id) => self.abort(id),
+            Command::Resume(id) => self.core.resume(id),
         }
     }
 
-    /// One step; a failure or a panic in it ends the requests, not the engine.
+    fn abort(&mut self, id: RequestId) {
+        let ended = self.core.abort(id);
+        self.deliver_all(ended);
+    }
+
+    /// One step. A panic in it (a defect) ends the requests with an error, not the engine.
     fn step(&mut self) {
-        let message = match catch_unwind(AssertUnwindSafe(|| self.core.step())) {
-            Ok(Ok(out)) => {
-                (self.observer)(&out);
-                for output in out.outputs {
-                    self.deliver(output);
-                }
-                return;
+        let outputs = match catch_unwind(AssertUnwindSafe(|| self.core.step())) {
+            Ok(step) => {
+                self.observe(&step);
+                step.outputs
             }
-            Ok(Err(e)) => e.to_string(),
-            Err(_) => "the engine failed in a step; this is a defect".to_owned(),
+            Err(_) => {
+                let message = "the engine failed in a step; this is a defect";
+                self.core.end_all(FinishReason::Error, Some(message))
+            }
         };
-        self.core.abort_all();
-        for (id, mut sink) in self.sinks.drain() {
-            sink(RequestOutput {
-                id,
-                seq_idx: 0,
-                tokens: Vec::new(),
-                finish_reason: Some(FinishReason::Error),
-                message: Some(message.clone()),
-                cached_tokens: 0,
-                queue_time: Duration::ZERO,
-                embedding: None,
-            });
+        // An abort that came during the step holds for the step's own tokens. A sequence that ended in it has its reason.
+        let aborted = self.mailbox.aborted();
+        let wanted = |o: &RequestOutput| o.finish_reason.is_some() || !aborted.contains(&o.id);
+        self.deliver_all(outputs.into_iter().filter(wanted).collect());
+        aborted.iter().for_each(|id| self.abort(*id));
+    }
+
+    fn observe(&mut self, step: &StepOutput) {
+        if let Some(mut observer) = self.observer.take()
+            && catch_unwind(AssertUnwindSafe(|| observer(step))).is_ok()
+        {
+            self.observer = Some(observer);
+        }
+    }
+
+    fn deliver_all(&mut self, outputs: Vec<RequestOutput>) {
+        for output in outputs {
+            self.deliver(output);
         }
     }
 
     fn deliver(&mut self, output: RequestOutput) {
         let id = output.id;
-        let Some(sink) = self.sinks.get_mut(&id) else { return };
-        let wanted = sink(output);
-        if !wanted {
-            self.core.abort(id);
+        let Some(OpenSink { sink, open }) = self.sinks.get_mut(&id) else { return };
+        *open = open.saturating_sub(usize::from(output.finish_reason.is_some()));
+        let is_last = *open == 0;
+        let delivery = catch_unwind(AssertUnwindSafe(|| sink(output)));
+        match delivery {
+            Ok(Delivery::Ready) => {}
+            Ok(Delivery::Pause) => self.core.pause(id),
+            Ok(Delivery::Closed) | Err(_) => {
+                self.sinks.remove(&id);
+                self.core.abort(id);
+                return;
+            }
         }
-        if !self.core.is_live(id) {
+        if is_last {
             self.sinks.remove(&id);
         }
     }

@@ -21,8 +21,8 @@ pub struct Request {
     pub prompt: Vec<TokenId>,
     /// How to choose tokens and when to stop.
     pub params: SamplingParams,
-    /// Requests share cached prefixes only with those of the same salt.
-    pub cache_salt: Vec<u8>,
+    /// Whose cached prefixes it may use, and who may use its own.
+    pub cache_sharing: CacheSharing,
     /// Higher goes first.
     pub priority: i32,
     /// Time on the engine's clock after which the request ends as it is.
@@ -31,12 +31,34 @@ pub struct Request {
     pub queue_deadline: Option<Duration>,
     /// Whose it is: tenants of one priority share the engine by what was computed for each.
     pub tenant: Arc<str>,
-    /// The tenant's share against others; above 0.
+    /// The tenant's share against others; finite and above 0.
     pub weight: f32,
     /// What the answer may be; each of `n` sequences gets a copy.
     pub constraint: Option<Box<dyn Constraint>>,
     /// Ends the request with one vector of the prompt instead of an answer; `params` are not used then.
     pub pooling: Option<Pooling>,
+}
+
+/// Who shares cached prefixes. What is cached shows in `cached_tokens` and in the time to the first token, so across tenants
+/// sharing would tell one what another has asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheSharing {
+    /// Requests of the same tenant and salt.
+    Tenant {
+        /// Divides the tenant's own requests further, by user for instance.
+        salt: Vec<u8>,
+    },
+    /// All requests that say so, of any tenant, with the same salt: for public prompts.
+    Shared {
+        /// As above.
+        salt: Vec<u8>,
+    },
+}
+
+impl Default for CacheSharing {
+    fn default() -> Self {
+        Self::Tenant { salt: Vec::new() }
+    }
 }
 
 /// How the positions' hidden states, behind the final norm, become one vector.
@@ -49,13 +71,18 @@ pub enum Pooling {
 }
 
 impl Request {
+    /// How many sequences it has, each with an end of its own: `n`, or one for a vector.
+    pub fn num_sequences(&self) -> usize {
+        if self.pooling.is_some() { 1 } else { self.params.n }
+    }
+
     /// A request with defaults for everything else.
     pub fn new(id: u64, prompt: Vec<TokenId>, params: SamplingParams) -> Self {
         Self {
             id: RequestId(id),
             prompt,
             params,
-            cache_salt: Vec::new(),
+            cache_sharing: CacheSharing::default(),
             priority: 0,
             deadline: None,
             queue_deadline: None,
@@ -88,7 +115,7 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Taken off the logits of tokens in the answer, times their count.
     pub frequency_penalty: f32,
-    /// Added to the logits of single tokens.
+    /// Added to the logits of single tokens, each within -1e6..=1e6.
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Same seed, same answer, whatever the batch; none draws one.
     pub seed: Option<u64>,
@@ -124,6 +151,9 @@ impl Default for SamplingParams {
         }
     }
 }
+
+/// More than any logit differs from another, and far from overflow.
+const LOGIT_BIAS_MAX: f32 = 1e6;
 
 impl SamplingParams {
     /// Checks every range.
@@ -165,8 +195,10 @@ impl SamplingParams {
                     format!("names token {token}, beyond the vocabulary of {vocab_size}"),
                 );
             }
-            if bias.is_nan() {
-                return bad("logit_bias", format!("of token {token} is NaN"));
+            // Beyond this bound a sum of biases could reach infinity. NaN is in no range.
+            if !(-LOGIT_BIAS_MAX..=LOGIT_BIAS_MAX).contains(bias) {
+                let range = format!("-{LOGIT_BIAS_MAX}..={LOGIT_BIAS_MAX}");
+                return bad("logit_bias", format!("of token {token} = {bias} must be {range}"));
             }
         }
         Ok(())
@@ -174,7 +206,7 @@ impl SamplingParams {
 }
 
 /// Why a sequence ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FinishReason {
     /// A stop token.
     Stop,
@@ -184,6 +216,8 @@ pub enum FinishReason {
     Abort,
     /// The deadline.
     Deadline,
+    /// Its reader took nothing for longer than the policy allows.
+    SlowReader,
     /// The model gave no usable logits, or the engine failed.
     Error,
 }
@@ -199,7 +233,7 @@ pub struct SampledToken {
     pub top: Vec<(TokenId, f32)>,
 }
 
-/// News of one sequence.
+/// One sequence's part of a step's result: its new token, or its end, or both.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RequestOutput {
     /// Whose.

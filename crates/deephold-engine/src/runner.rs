@@ -6,14 +6,15 @@ use deephold_models::{Model, ModelError};
 
 use crate::scheduler::{Scheduler, SchedulerOutput};
 
-/// What one pass gave; shares are places in the plan.
+/// Output of one forward pass.
 pub(crate) struct Forward {
-    /// Logits of the sequences that caught up.
+    /// A row for each sequence that caught up with its tokens, so that one can be sampled.
     pub(crate) logits: Tensor,
-    pub(crate) shares: Vec<usize>,
+    /// For each row of `logits`, its sequence's index in [`SchedulerOutput::seqs`].
+    pub(crate) sampled_idx: Vec<usize>,
     /// Hidden states of all rows of pooled sequences.
     pub(crate) hidden: Tensor,
-    /// Which rows of `hidden` belong to which share.
+    /// Indices in [`SchedulerOutput::seqs`] of pooled sequences, and their rows of `hidden`.
     pub(crate) pooled: Vec<(usize, std::ops::Range<usize>)>,
 }
 
@@ -27,12 +28,12 @@ pub(crate) fn forward(
 ) -> Result<Forward, ModelError> {
     let mut tokens: Vec<TokenId> = Vec::with_capacity(plan.num_tokens);
     let mut seqs = Vec::with_capacity(plan.seqs.len());
-    let (mut logits_rows, mut shares) = (Vec::new(), Vec::new());
+    let (mut logits_rows, mut sampled_idx) = (Vec::new(), Vec::new());
     let (mut hidden_rows, mut pooled) = (Vec::new(), Vec::new());
-    for (i, share) in plan.seqs.iter().enumerate() {
-        let Some(seq) = scheduler.running.get(&share.rank) else { continue };
-        let end = seq.num_computed + share.num_tokens;
-        let rows = tokens.len()..tokens.len() + share.num_tokens;
+    for (i, scheduled) in plan.seqs.iter().enumerate() {
+        let Some(seq) = scheduler.running.get(&scheduled.key) else { continue };
+        let end = seq.num_computed + scheduled.num_tokens;
+        let rows = tokens.len()..tokens.len() + scheduled.num_tokens;
         tokens.extend_from_slice(&seq.tokens[seq.num_computed..end]);
         if seq.pooled.is_some() {
             let start = hidden_rows.len();
@@ -40,7 +41,7 @@ pub(crate) fn forward(
             pooled.push((i, start..hidden_rows.len()));
         } else if end == seq.tokens.len() {
             logits_rows.push(rows.end - 1);
-            shares.push(i);
+            sampled_idx.push(i);
         }
         seqs.push(SeqRows { rows, num_computed: seq.num_computed, block_table: seq.blocks.table.clone() });
     }
@@ -49,10 +50,10 @@ pub(crate) fn forward(
     logits_rows.extend(hidden_rows);
     let all = model.hidden(&ctx, &tokens, &logits_rows)?;
     if sampled == all.rows() {
-        return Ok(Forward { logits: model.head(ops, &all), shares, hidden: ops.zeros(0, 0), pooled });
+        return Ok(Forward { logits: model.head(ops, &all), sampled_idx, hidden: ops.zeros(0, 0), pooled });
     }
     let (first, hidden) = split(ops, &all, sampled);
-    Ok(Forward { logits: model.head(ops, &first), shares, hidden, pooled })
+    Ok(Forward { logits: model.head(ops, &first), sampled_idx, hidden, pooled })
 }
 
 /// The first `rows` rows, and the others.

@@ -1,8 +1,9 @@
 //! From logits to a token.
 //!
-//! Order: log probabilities of the model's own distribution, bias, penalties, temperature, then top-k, top-p and min-p,
-//! then a draw. A draw depends on the seed, the sequence's number and the token's place alone, so the same request gives
-//! the same answer whatever the batch.
+//! Order: log probabilities of the model's own distribution, bias, penalties, mask, temperature, then min-p, top-k and
+//! top-p, then a draw. A draw depends on the seed, the sequence's number and the token's place alone, so the same request
+//! gives the same answer whatever the batch. No filter sorts the whole vocabulary: top-k selects in linear time, top-p sorts
+//! as many of the best as it needs.
 
 use std::collections::HashMap;
 
@@ -24,86 +25,107 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Chooses the next token.
-///
-/// `tokens` are prompt and answer so far, the answer from `num_prompt` on; `mask` says which tokens may come.
-///
-/// # Errors
-/// Logits that are not numbers, or a mask, a bias and the minimal length that together leave no token.
-pub fn sample(
-    logits: &[f32],
-    params: &SamplingParams,
-    mask: Option<&TokenMask>,
-    seed: u64,
-    seq_idx: usize,
-    tokens: &[TokenId],
-    num_prompt: usize,
-) -> Result<SampledToken, String> {
-    // One infinite logit or NaN would make every probability NaN; minus infinity only forbids a token.
-    if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) || logits.iter().all(|x| x.is_infinite()) {
-        return Err("the model's logits are not numbers; verify its weights".into());
-    }
-    let mut changed = adjusted(logits, params, tokens, num_prompt);
-    if let Some(mask) = mask {
-        let changed = changed.get_or_insert_with(|| logits.to_vec());
-        for (id, x) in changed.iter_mut().enumerate() {
-            if !mask.allows(id as TokenId) {
-                *x = f32::NEG_INFINITY;
-            }
-        }
-        if changed.iter().all(|x| *x == f32::NEG_INFINITY) {
-            return Err("no token may come next: the constraint, logit_bias and min_tokens contradict".into());
-        }
-    }
-    let adjusted = changed.as_deref().unwrap_or(logits);
-    let id = if params.temperature == 0.0 {
-        argmax(adjusted)
-    } else {
-        draw(adjusted, params, uniform(seed, seq_idx as u64, (tokens.len() - num_prompt) as u64))
-    };
-    let (logprob, top) = match params.logprobs {
-        Some(k) => {
-            let (logprob, top) = logprobs(logits, id, k);
-            (Some(logprob), top)
-        }
-        None => (None, Vec::new()),
-    };
-    Ok(SampledToken { id, logprob, top })
+/// All that the next token depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// \[V\], as the model gave them.
+    pub logits: &'a [f32],
+    /// How to choose; validated.
+    pub params: &'a SamplingParams,
+    /// Which tokens may come; all where there is none.
+    pub mask: Option<&'a TokenMask>,
+    /// The request's seed.
+    pub seed: u64,
+    /// Which of the request's `n` sequences.
+    pub seq_idx: usize,
+    /// Prompt, then answer so far.
+    pub tokens: &'a [TokenId],
+    /// Where the answer begins in `tokens`.
+    pub num_prompt: usize,
 }
 
-/// Logits after bias, penalties and forbidden ends; `None` where nothing changes them.
-fn adjusted(logits: &[f32], p: &SamplingParams, tokens: &[TokenId], num_prompt: usize) -> Option<Vec<f32>> {
-    let too_short = tokens.len() - num_prompt < p.min_tokens;
-    let penalised = p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0;
-    if !(penalised || too_short || !p.logit_bias.is_empty()) {
-        return None;
-    }
-    let mut out = logits.to_vec();
-    for (token, bias) in &p.logit_bias {
-        out[*token as usize] += bias;
-    }
-    if penalised {
-        let mut counts: HashMap<TokenId, u32> = HashMap::new();
-        for (i, t) in tokens.iter().enumerate() {
-            *counts.entry(*t).or_default() += u32::from(i >= num_prompt);
+impl Choice<'_> {
+    /// Chooses the next token.
+    ///
+    /// # Errors
+    /// Logits that are not numbers, or a mask, a bias and the minimal length that together leave no token.
+    pub fn sample(&self) -> Result<SampledToken, String> {
+        let Self { logits, params, .. } = *self;
+        // One infinite logit or NaN would make every probability NaN; minus infinity only forbids a token.
+        if !are_usable(logits) {
+            return Err("the model's logits are not numbers; verify its weights".into());
         }
-        for (token, count) in counts {
-            // A prompt may hold ids that the model has no row for.
-            let Some(x) = out.get_mut(token as usize) else { continue };
-            *x = if *x > 0.0 { *x / p.repetition_penalty } else { *x * p.repetition_penalty };
-            if count > 0 {
-                *x -= p.presence_penalty + p.frequency_penalty * count as f32;
+        let changed = self.adjusted();
+        let adjusted = changed.as_deref().unwrap_or(logits);
+        if changed.is_some() && !are_usable(adjusted) {
+            return Err(
+                "no token may come next: the constraint, logit_bias, penalties and min_tokens contradict"
+                    .into(),
+            );
+        }
+        let place = (self.tokens.len() - self.num_prompt) as u64;
+        let id = match params.temperature {
+            0.0 => argmax(adjusted),
+            _ => draw(adjusted, params, uniform(self.seed, self.seq_idx as u64, place)),
+        };
+        let (logprob, top) = match params.logprobs {
+            Some(k) => {
+                let (logprob, top) = logprobs(logits, id, k);
+                (Some(logprob), top)
+            }
+            None => (None, Vec::new()),
+        };
+        Ok(SampledToken { id, logprob, top })
+    }
+
+    /// Logits after bias, penalties, forbidden ends and the mask; `None` where nothing changes them.
+    fn adjusted(&self) -> Option<Vec<f32>> {
+        let Self { logits, params: p, tokens, num_prompt, .. } = *self;
+        let too_short = tokens.len() - num_prompt < p.min_tokens;
+        let penalized =
+            p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0;
+        if !(penalized || too_short || !p.logit_bias.is_empty() || self.mask.is_some()) {
+            return None;
+        }
+        let mut out = logits.to_vec();
+        for (token, bias) in &p.logit_bias {
+            out[*token as usize] += bias;
+        }
+        if penalized {
+            let mut counts: HashMap<TokenId, u32> = HashMap::new();
+            for (i, t) in tokens.iter().enumerate() {
+                *counts.entry(*t).or_default() += u32::from(i >= num_prompt);
+            }
+            for (token, count) in counts {
+                // A prompt may hold ids that the model has no row for.
+                let Some(x) = out.get_mut(token as usize) else { continue };
+                *x = if *x > 0.0 { *x / p.repetition_penalty } else { *x * p.repetition_penalty };
+                if count > 0 {
+                    *x -= p.presence_penalty + p.frequency_penalty * count as f32;
+                }
             }
         }
-    }
-    if too_short && !p.ignore_eos {
-        for token in &p.stop_token_ids {
-            if let Some(x) = out.get_mut(*token as usize) {
-                *x = f32::NEG_INFINITY;
+        if too_short && !p.ignore_eos {
+            for token in &p.stop_token_ids {
+                if let Some(x) = out.get_mut(*token as usize) {
+                    *x = f32::NEG_INFINITY;
+                }
             }
         }
+        if let Some(mask) = self.mask {
+            for (id, x) in out.iter_mut().enumerate() {
+                if !mask.allows(id as TokenId) {
+                    *x = f32::NEG_INFINITY;
+                }
+            }
+        }
+        Some(out)
     }
-    Some(out)
+}
+
+/// Numbers, or minus infinity for what is forbidden, and at least one number.
+fn are_usable(logits: &[f32]) -> bool {
+    !logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) && logits.iter().any(|x| x.is_finite())
 }
 
 /// The best, the lowest id of equals.
@@ -117,43 +139,68 @@ fn argmax(logits: &[f32]) -> TokenId {
     best as TokenId
 }
 
+/// A token that may be drawn: its probability against the best token's, and its id.
+type Candidate = (f64, TokenId);
+
+fn best_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// Draws from usable logits by a number in 0..1.
 fn draw(logits: &[f32], p: &SamplingParams, u: f64) -> TokenId {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let temperature = f64::from(p.temperature);
-    let weight = |x: f32| ((f64::from(x) - max) / temperature).exp();
-    // min-p compares with the best token's probability, whose weight is 1.
-    let mut kept: Vec<(f64, TokenId)> = logits
+    // min-p compares with the best token's probability, whose weight is 1; so the best is always kept.
+    let mut kept: Vec<Candidate> = logits
         .iter()
         .enumerate()
-        .map(|(i, x)| (weight(*x), i as TokenId))
+        .map(|(i, x)| (((f64::from(*x) - max) / temperature).exp(), i as TokenId))
         .filter(|(w, _)| *w > 0.0 && *w >= f64::from(p.min_p))
         .collect();
-    let best_first = |a: &(f64, TokenId), b: &(f64, TokenId)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
     if p.top_k > 0 && p.top_k < kept.len() {
         kept.select_nth_unstable_by(p.top_k - 1, best_first);
         kept.truncate(p.top_k);
+        // Back in the order of ids, so that sums do not depend on how the selection moved things.
+        kept.sort_unstable_by_key(|c| c.1);
     }
     if p.top_p < 1.0 {
-        kept.sort_unstable_by(best_first);
-        let total: f64 = kept.iter().map(|k| k.0).sum();
-        let mut sum = 0.0;
-        let enough = kept.iter().position(|k| {
-            sum += k.0;
-            sum >= f64::from(p.top_p) * total
-        });
-        kept.truncate(enough.map_or(kept.len(), |i| i + 1));
+        let total: f64 = kept.iter().map(|c| c.0).sum();
+        keep_nucleus(&mut kept, f64::from(p.top_p) * total);
     }
-    // By id, so that the walk does not depend on how the sorts treat equals.
-    kept.sort_unstable_by_key(|k| k.1);
-    let total: f64 = kept.iter().map(|k| k.0).sum();
+    let total: f64 = kept.iter().map(|c| c.0).sum();
     let mut left = u * total;
-    for (w, id) in &kept {
-        left -= w;
+    for (weight, id) in &kept {
+        left -= weight;
         if left < 0.0 {
             return *id;
         }
     }
-    kept.last().map_or(0, |k| k.1)
+    // Rounding can leave a hair of `u * total` behind the last.
+    kept.last().map_or_else(|| argmax(logits), |c| c.1)
+}
+
+/// Cuts to the fewest best that together reach `enough`, best first.
+fn keep_nucleus(candidates: &mut Vec<Candidate>, enough: f64) {
+    let (mut sorted, mut sum) = (0, 0.0);
+    // A peaked distribution ends within the first few; a flat one costs a sort in parts.
+    let mut part = 64;
+    while sorted < candidates.len() {
+        let rest = &mut candidates[sorted..];
+        if part < rest.len() {
+            rest.select_nth_unstable_by(part - 1, best_first);
+        }
+        let end = part.min(rest.len());
+        rest[..end].sort_unstable_by(best_first);
+        for (i, candidate) in rest[..end].iter().enumerate() {
+            sum += candidate.0;
+            if sum >= enough {
+                candidates.truncate(sorted + i + 1);
+                return;
+            }
+        }
+        sorted += end;
+        part *= 4;
+    }
 }
 
 /// ln softmax of `id` and of the `k` best, in f64.

@@ -1,92 +1,93 @@
-//! Who computes how many tokens in the next step. Pure: state in, decision out; no time, no arithmetic.
+//! Who computes how many tokens in the next step. Pure: state in, decision out; it reads no clock and computes nothing.
 //!
-//! Running sequences stand in one order, by priority, then arrival. Those that lack one token come first, so that nobody's
-//! long prompt delays another's answer; then the others, each as many tokens as it lacks and the budget allows. What is
-//! left goes to waiting ones, by [`WaitingQueue`]'s turns. Where blocks run out, the last running sequence gives its blocks
-//! up and waits in its old place. So the first running sequence always advances, and every one becomes first.
+//! A sequence is only known tokens and computed tokens; there is no prefill or decode phase. What a step aims at and how its
+//! time is divided is [`SchedulerPolicy`]'s; whose turn it is among the waiting is [`WaitingQueue`]'s. Where blocks run out,
+//! the running sequence of lowest priority that arrived last gives its blocks up and waits in its old place. So the first
+//! running sequence always advances, and every one becomes first.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use deephold_base::TokenId;
-
-use crate::constraint::Constraint;
-use crate::kv_cache_manager::{KvCacheManager, SeqBlocks};
-use crate::request::{Pooling, RequestId, SamplingParams};
+use crate::cost::{StepCostModel, StepWork};
+use crate::kv_cache_manager::KvCacheManager;
+use crate::policy::SchedulerPolicy;
+use crate::sequence::{SeqKey, Sequence};
 use crate::waiting::WaitingQueue;
 
-/// A place in the order: higher priority first, then earlier arrival.
-pub(crate) type Rank = (Reverse<i32>, u64);
-
-/// One of a request's sequences.
-pub(crate) struct Seq {
-    pub(crate) id: RequestId,
-    pub(crate) seq_idx: usize,
-    pub(crate) rank: Rank,
-    /// Prompt, then answer.
-    pub(crate) tokens: Vec<TokenId>,
-    pub(crate) num_prompt: usize,
-    pub(crate) num_computed: usize,
-    /// Prompt tokens that came out of the cache when it first ran.
-    pub(crate) cached_tokens: usize,
-    pub(crate) blocks: SeqBlocks,
-    pub(crate) params: Arc<SamplingParams>,
-    pub(crate) seed: u64,
-    pub(crate) salt: Arc<[u8]>,
-    pub(crate) deadline: Option<Duration>,
-    pub(crate) queue_deadline: Option<Duration>,
-    pub(crate) tenant: Arc<str>,
-    pub(crate) weight: f32,
-    pub(crate) constraint: Option<Box<dyn Constraint>>,
-    pub(crate) pooled: Option<Pooled>,
-    pub(crate) arrived: Duration,
-    /// When it first ran.
-    pub(crate) started: Option<Duration>,
-}
-
-/// A sequence that ends in a vector instead of tokens.
-pub(crate) struct Pooled {
-    pub(crate) how: Pooling,
-    /// Sums over positions, in their order.
-    pub(crate) sum: Vec<f64>,
-}
-
-impl Seq {
-    pub(crate) fn output_len(&self) -> usize {
-        self.tokens.len() - self.num_prompt
-    }
-
-    fn missing(&self) -> usize {
-        self.tokens.len() - self.num_computed
-    }
-}
-
-/// A sequence's share of a step.
+/// One sequence's part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScheduledSeq {
-    pub(crate) rank: Rank,
+    pub(crate) key: SeqKey,
     /// Tokens to compute, from the first that is not computed.
     pub num_tokens: usize,
 }
 
 /// A step's plan.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SchedulerOutput {
     /// Who computes how much, in order.
     pub seqs: Vec<ScheduledSeq>,
     /// Tokens in all.
     pub num_tokens: usize,
+    /// What the step's time depends on.
+    pub work: StepWork,
     /// Sequences that lost their blocks.
     pub preempted: usize,
 }
 
+impl SchedulerOutput {
+    fn push(&mut self, key: SeqKey, num_tokens: usize) {
+        self.num_tokens += num_tokens;
+        match self.seqs.iter_mut().find(|s| s.key == key) {
+            Some(scheduled) => scheduled.num_tokens += num_tokens,
+            None => self.seqs.push(ScheduledSeq { key, num_tokens }),
+        }
+    }
+
+    fn remove(&mut self, key: SeqKey) {
+        if let Some(i) = self.seqs.iter().position(|s| s.key == key) {
+            self.num_tokens -= self.seqs.remove(i).num_tokens;
+        }
+    }
+
+    fn tokens_of(&self, key: SeqKey) -> usize {
+        self.seqs.iter().find(|s| s.key == key).map_or(0, |s| s.num_tokens)
+    }
+}
+
+/// What is left of a step for prompts.
+#[derive(Clone, Copy)]
+struct Budget {
+    tokens: usize,
+    /// Infinite where the policy aims at no time.
+    seconds: f64,
+    /// Tokens that may be given although the time is up.
+    floor: usize,
+}
+
+impl Budget {
+    const NOTHING: Self = Self { tokens: 0, seconds: 0.0, floor: 0 };
+
+    fn less(self, spent: Self) -> Self {
+        let seconds =
+            if self.seconds.is_finite() { (self.seconds - spent.seconds).max(0.0) } else { self.seconds };
+        Self {
+            tokens: self.tokens.saturating_sub(spent.tokens),
+            seconds,
+            floor: self.floor.saturating_sub(spent.tokens),
+        }
+    }
+}
+
 /// All sequences and the cache's bookkeeping.
 pub struct Scheduler {
-    pub(crate) running: BTreeMap<Rank, Seq>,
+    pub(crate) running: BTreeMap<SeqKey, Sequence>,
     pub(crate) waiting: WaitingQueue,
+    /// Sequences whose readers are slow; they hold no blocks.
+    pub(crate) paused: BTreeMap<SeqKey, Sequence>,
     pub(crate) kv: KvCacheManager,
+    pub(crate) cost: StepCostModel,
+    policy: SchedulerPolicy,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
     preemptions: u64,
@@ -94,11 +95,19 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// An empty scheduler over `kv`.
-    pub fn new(kv: KvCacheManager, max_num_seqs: usize, max_num_batched_tokens: usize) -> Self {
+    pub fn new(
+        kv: KvCacheManager,
+        policy: SchedulerPolicy,
+        max_num_seqs: usize,
+        max_num_batched_tokens: usize,
+    ) -> Self {
         Self {
             running: BTreeMap::new(),
             waiting: WaitingQueue::default(),
+            paused: BTreeMap::new(),
             kv,
+            cost: StepCostModel::default(),
+            policy,
             max_num_seqs,
             max_num_batched_tokens,
             preemptions: 0,
@@ -110,12 +119,12 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Sequences that wait.
+    /// Sequences that wait for their turn.
     pub fn num_waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Times that a sequence lost its blocks.
+    /// Times that a sequence lost its blocks to another.
     pub fn preemptions(&self) -> u64 {
         self.preemptions
     }
@@ -124,107 +133,253 @@ impl Scheduler {
     /// that run for the first time.
     pub fn schedule(&mut self, now: Duration) -> SchedulerOutput {
         let mut out = SchedulerOutput::default();
-        let (answers, prompts): (Vec<Rank>, Vec<Rank>) =
-            self.running.keys().partition(|rank| self.running[rank].missing() == 1);
-        for rank in answers.into_iter().chain(prompts) {
-            let budget = self.max_num_batched_tokens - out.num_tokens;
-            if budget == 0 {
-                break;
-            }
-            let num_tokens = self.advance(rank, budget, &mut out);
-            if num_tokens > 0 {
-                out.num_tokens += num_tokens;
-                out.seqs.push(ScheduledSeq { rank, num_tokens });
+        let (decoding, prompts): (Vec<SeqKey>, Vec<SeqKey>) =
+            self.running.keys().partition(|key| self.running[key].num_missing() == 1);
+        let crowded = !decoding.is_empty() || prompts.len() > 1 || self.waiting.len() > 0;
+        for key in decoding {
+            if out.num_tokens < self.max_num_batched_tokens {
+                self.advance(key, 1, &mut out);
             }
         }
-        // Whoever just lost blocks would take them from the next: admit nobody in such a step.
-        while out.preempted == 0 && self.running.len() < self.max_num_seqs {
-            let budget = self.max_num_batched_tokens - out.num_tokens;
-            if budget == 0 {
+        let mut left = self.budget_for_prompts(&out, crowded);
+        let mut kept = self.keep_for_newcomers(left, &prompts);
+        // 1. The oldest prompt's part.
+        if let Some(key) = prompts.first().copied() {
+            let own = Budget { floor: self.policy.min_chunk, ..left.less(kept) };
+            left = left.less(self.advance_within(key, own, &mut out));
+        }
+        // 2. Those that can finish, the shortest first, then those that wait.
+        let mut others: Vec<SeqKey> = prompts.iter().skip(1).copied().collect();
+        others.sort_by_key(|key| self.running.get(key).map(|seq| (seq.num_missing(), *key)));
+        for key in others {
+            let Some(seq) = self.running.get(&key) else { continue };
+            if self.fitting(seq.num_computed, seq.num_missing(), kept) == seq.num_missing() {
+                let spent = self.advance_within(key, kept, &mut out);
+                (left, kept) = (left.less(spent), kept.less(spent));
+            }
+        }
+        // What a short prompt left of the first part is the newcomers' as well.
+        kept = Budget { floor: kept.floor, ..left };
+        while let Some((spent, again)) = self.admit(kept, now, &mut out) {
+            (left, kept) = (left.less(spent), kept.less(spent));
+            if !again {
                 break;
             }
-            let Some((rank, num_tokens)) = self.admit(budget, now) else { break };
-            out.num_tokens += num_tokens;
-            out.seqs.push(ScheduledSeq { rank, num_tokens });
         }
+        // 3. What is left over, the oldest first.
+        for key in prompts {
+            left = left.less(self.advance_within(key, left, &mut out));
+        }
+        out.work = self.work(&out);
         out
     }
 
-    /// Tokens for a running sequence; 0 where it was itself preempted.
-    fn advance(&mut self, rank: Rank, budget: usize, out: &mut SchedulerOutput) -> usize {
+    /// What the plan's time depends on.
+    fn work(&self, plan: &SchedulerOutput) -> StepWork {
+        let mut work = StepWork::default();
+        for scheduled in &plan.seqs {
+            if let Some(seq) = self.running.get(&scheduled.key) {
+                work.add(StepWork::of(seq.num_computed, scheduled.num_tokens));
+            }
+        }
+        work
+    }
+
+    /// What decoding leaves of the step's tokens and time.
+    fn budget_for_prompts(&self, decoding: &SchedulerOutput, crowded: bool) -> Budget {
+        let tokens = self.max_num_batched_tokens - decoding.num_tokens;
+        let target = if crowded { self.policy.step_target } else { self.policy.solo_target };
+        let (most, seconds) = match target {
+            Some(target) if self.cost.is_known() => {
+                (tokens, (target.as_secs_f64() - self.cost.predict(self.work(decoding))).max(0.0))
+            }
+            // The first step is a small one: nothing is known of the machine yet.
+            Some(_) => (tokens.min(4 * self.policy.min_chunk), f64::INFINITY),
+            None => (tokens, f64::INFINITY),
+        };
+        Budget { tokens: most, seconds, floor: 0 }
+    }
+
+    /// The part of `left` that the oldest prompt must leave to newcomers, where there may be any.
+    fn keep_for_newcomers(&self, left: Budget, prompts: &[SeqKey]) -> Budget {
+        let floor = self.policy.min_chunk;
+        if prompts.is_empty() {
+            return Budget { floor, ..left };
+        }
+        let newcomers = prompts.len() > 1 || self.waiting.len() > 0;
+        if !newcomers || self.policy.newcomer_share == 0.0 {
+            return Budget::NOTHING;
+        }
+        let share = self.policy.newcomer_share;
+        // At least `min_chunk`, but the oldest keeps a token.
+        let tokens = ((left.tokens as f64 * share) as usize).max(floor).min(left.tokens.saturating_sub(1));
+        Budget { tokens, seconds: left.seconds * share, floor }
+    }
+
+    /// How many of `missing` tokens behind `context` computed ones fit into a budget.
+    fn fitting(&self, context: usize, missing: usize, budget: Budget) -> usize {
+        let most = missing.min(budget.tokens);
+        if budget.seconds.is_infinite() {
+            return most;
+        }
+        self.cost.tokens_within(budget.seconds, context, most).max(budget.floor.min(most))
+    }
+
+    /// Gives a running prompt what fits into `budget`, beyond what the plan gives it already.
+    fn advance_within(&mut self, key: SeqKey, budget: Budget, out: &mut SchedulerOutput) -> Budget {
+        let Some(seq) = self.running.get(&key) else { return Budget::NOTHING };
+        let planned = out.tokens_of(key);
+        let context = seq.num_computed + planned;
+        let num_tokens = self.fitting(context, seq.num_missing() - planned, budget);
+        if num_tokens == 0 || self.advance(key, num_tokens, out) == 0 {
+            return Budget::NOTHING;
+        }
+        self.spent(context, num_tokens)
+    }
+
+    fn spent(&self, context: usize, tokens: usize) -> Budget {
+        Budget { tokens, seconds: self.cost.marginal(StepWork::of(context, tokens)), floor: 0 }
+    }
+
+    /// Plans more tokens for a running sequence, whose blocks then cover them; 0 where it was itself preempted for them.
+    fn advance(&mut self, key: SeqKey, num_tokens: usize, out: &mut SchedulerOutput) -> usize {
         loop {
-            let Some(seq) = self.running.get_mut(&rank) else { return 0 };
-            let num_tokens = seq.missing().min(budget);
-            if self.kv.grow(&mut seq.blocks, seq.num_computed + num_tokens) {
+            let Some(seq) = self.running.get_mut(&key) else { return 0 };
+            let end = seq.num_computed + out.tokens_of(key) + num_tokens;
+            if self.kv.grow(&mut seq.blocks, end) {
+                out.push(key, num_tokens);
                 return num_tokens;
             }
-            let Some((last, mut victim)) = self.running.pop_last() else { return 0 };
-            self.kv.free(&mut victim.blocks);
-            victim.num_computed = 0;
-            if let Some(pooled) = &mut victim.pooled {
-                pooled.sum.fill(0.0);
-            }
-            self.waiting.insert(victim);
-            self.preemptions += 1;
-            out.preempted += 1;
-            // It may have been chosen in this very step.
-            if let Some(i) = out.seqs.iter().position(|s| s.rank == last) {
-                out.num_tokens -= out.seqs.remove(i).num_tokens;
-            }
+            let Some(last) = self.running.last_key_value().map(|(key, _)| *key) else { return 0 };
+            self.preempt(last, out);
         }
     }
 
-    /// Moves the waiting sequence whose turn it is to the running ones, if the cache has room for its first chunk.
-    fn admit(&mut self, budget: usize, now: Duration) -> Option<(Rank, usize)> {
-        let rank = self.waiting.next()?;
-        let seq = self.waiting.get_mut(&rank)?;
+    /// Takes a running sequence's blocks; it waits again in its old place.
+    fn preempt(&mut self, key: SeqKey, out: &mut SchedulerOutput) {
+        if let Some(mut seq) = self.running.remove(&key) {
+            self.kv.free(&mut seq.blocks);
+            seq.reset();
+            self.waiting.insert(seq);
+            self.preemptions += 1;
+            out.preempted += 1;
+            // It may have been chosen in this very step.
+            out.remove(key);
+        }
+    }
+
+    /// Moves the waiting sequence whose turn it is to the running ones, where a place, blocks and a good part of its prompt fit.
+    /// Gives what that costs, and whether another may follow.
+    fn admit(&mut self, budget: Budget, now: Duration, out: &mut SchedulerOutput) -> Option<(Budget, bool)> {
+        let key = self.waiting.next()?;
+        let seq = self.waiting.get_mut(&key)?;
         // A pooled sequence needs every position's hidden state, which no cache keeps.
         let cached = match seq.pooled {
             Some(_) => 0,
-            None => self.kv.take_prefix(&mut seq.blocks, &seq.tokens, &seq.salt),
+            None => self.kv.cached_prefix(&mut seq.blocks, &seq.tokens),
         };
-        let num_tokens = (seq.tokens.len() - cached).min(budget);
-        if !self.kv.grow(&mut seq.blocks, cached + num_tokens) {
-            self.kv.free(&mut seq.blocks);
+        let missing = seq.tokens.len() - cached;
+        let num_tokens = self.fitting(cached, missing, budget);
+        let enough = missing.div_ceil(2).min(self.policy.min_chunk);
+        if num_tokens == 0 || (num_tokens < enough && !out.seqs.is_empty()) {
             return None;
         }
+        // A preempted sequence went back to the queue. Admitting in the same step would hand out the blocks that it just gave
+        // up, and the next step would preempt again; so a step that preempts admits only whom it preempted for.
+        if out.preempted > 0 {
+            return None;
+        }
+        while self.running.len() >= self.max_num_seqs {
+            self.preempt_below(key, out)?;
+        }
+        loop {
+            let seq = self.waiting.get_mut(&key)?;
+            // Preempted sequences leave their blocks in the prefix cache: what was found before is still there, unless taken.
+            if self.kv.admit(&mut seq.blocks, cached, cached + num_tokens) {
+                break;
+            }
+            self.preempt_below(key, out)?;
+        }
+        let mut seq = self.waiting.remove(&key)?;
         seq.num_computed = cached;
         if seq.started.is_none() {
             seq.started = Some(now);
             seq.cached_tokens = cached.min(seq.num_prompt);
+            self.kv.count_query(seq.num_prompt, seq.cached_tokens);
         }
-        let seq = self.waiting.remove(&rank)?;
-        self.running.insert(rank, seq);
-        Some((rank, num_tokens))
+        self.running.insert(key, seq);
+        out.push(key, num_tokens);
+        Some((self.spent(cached, num_tokens), out.preempted == 0))
     }
 
-    /// Notes that a scheduled share was computed; true where the sequence has caught up and a token can be sampled.
-    pub(crate) fn computed(&mut self, share: &ScheduledSeq) -> bool {
-        let Some(seq) = self.running.get_mut(&share.rank) else { return false };
-        seq.num_computed += share.num_tokens;
-        self.waiting.charge(&seq.tenant, share.num_tokens, seq.weight);
+    /// Preempts the last running sequence if its priority is below that of `key`.
+    fn preempt_below(&mut self, key: SeqKey, out: &mut SchedulerOutput) -> Option<()> {
+        let last = self.running.last_key_value().map(|(key, _)| *key)?;
+        // The first part of a key is the priority reversed: greater means lower.
+        (self.policy.preempt_for_priority && last.0 > key.0).then(|| self.preempt(last, out))
+    }
+
+    /// Notes that a scheduled part was computed; true where the sequence has caught up and a token can be sampled.
+    pub(crate) fn computed(&mut self, scheduled: &ScheduledSeq) -> bool {
+        let Some(seq) = self.running.get_mut(&scheduled.key) else { return false };
+        seq.num_computed += scheduled.num_tokens;
+        self.waiting.charge(&seq.tenant, scheduled.num_tokens, seq.weight);
         if seq.pooled.is_none() {
-            self.kv.publish(&mut seq.blocks, &seq.tokens, seq.num_computed, &seq.salt);
+            self.kv.publish(&mut seq.blocks, &seq.tokens, seq.num_computed);
         }
         seq.num_computed == seq.tokens.len()
     }
 
     /// A new sequence.
-    pub(crate) fn add(&mut self, seq: Seq) {
+    pub(crate) fn add(&mut self, seq: Sequence) {
         self.waiting.enter(&seq.tenant);
         self.waiting.insert(seq);
     }
 
     /// Takes a sequence out, wherever it stands, and frees its blocks.
-    pub(crate) fn remove(&mut self, rank: &Rank) -> Option<Seq> {
-        let mut seq = self.running.remove(rank).or_else(|| self.waiting.remove(rank))?;
+    pub(crate) fn remove(&mut self, key: &SeqKey) -> Option<Sequence> {
+        let mut seq = self.take(key)?;
         self.kv.free(&mut seq.blocks);
         self.waiting.leave(&seq.tenant);
         Some(seq)
     }
 
+    fn take(&mut self, key: &SeqKey) -> Option<Sequence> {
+        let running = self.running.remove(key);
+        running.or_else(|| self.waiting.remove(key)).or_else(|| self.paused.remove(key))
+    }
+
+    /// Sets a sequence aside until [`Self::resume`]; it gives its blocks back, which stay in the prefix cache until others
+    /// take them.
+    pub(crate) fn pause(&mut self, key: &SeqKey, now: Duration) {
+        if let Some(mut seq) = self.take(key) {
+            self.kv.free(&mut seq.blocks);
+            seq.reset();
+            seq.paused.get_or_insert(now);
+            self.paused.insert(*key, seq);
+        }
+    }
+
+    /// Lets a paused sequence wait for its turn again, in its old place.
+    pub(crate) fn resume(&mut self, key: &SeqKey) {
+        if let Some(mut seq) = self.paused.remove(key) {
+            seq.paused = None;
+            self.waiting.insert(seq);
+        }
+    }
+
+    /// How long a sequence may be paused.
+    pub(crate) fn pause_limit(&self) -> Duration {
+        self.policy.pause_limit
+    }
+
+    /// A sequence, wherever it stands.
+    pub(crate) fn get(&self, key: &SeqKey) -> Option<&Sequence> {
+        self.running.get(key).or_else(|| self.waiting.get(key)).or_else(|| self.paused.get(key))
+    }
+
     /// Every sequence, running ones first.
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Seq> {
-        self.running.values().chain(self.waiting.values())
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.values().chain(self.waiting.values()).chain(self.paused.values())
     }
 }

@@ -1,5 +1,8 @@
 //! The pure parts against naive models and seeded simulation; the whole engine with real models.
 
+mod handle;
+mod machine;
+mod policy;
 mod pool;
 mod real;
 mod sampling;

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::scheduler::{Rank, Seq};
+use crate::sequence::{SeqKey, Sequence};
 
 #[derive(Default)]
 struct Account {
@@ -21,7 +21,7 @@ struct Account {
 /// The waiting sequences of all tenants.
 #[derive(Default)]
 pub(crate) struct WaitingQueue {
-    seqs: BTreeMap<Rank, Seq>,
+    seqs: BTreeMap<SeqKey, Sequence>,
     /// Arrivals by priority and tenant.
     turns: BTreeMap<Reverse<i32>, HashMap<Arc<str>, BTreeSet<u64>>>,
     accounts: HashMap<Arc<str>, Account>,
@@ -32,7 +32,7 @@ impl WaitingQueue {
         self.seqs.len()
     }
 
-    pub(crate) fn values(&self) -> impl Iterator<Item = &Seq> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Sequence> {
         self.seqs.values()
     }
 
@@ -78,36 +78,36 @@ impl WaitingQueue {
         }
     }
 
-    pub(crate) fn insert(&mut self, seq: Seq) {
-        let (priority, arrival) = seq.rank;
+    pub(crate) fn insert(&mut self, seq: Sequence) {
+        let (priority, arrival) = seq.key;
         let tenants = self.turns.entry(priority).or_default();
         tenants.entry(Arc::clone(&seq.tenant)).or_default().insert(arrival);
         if let Some(account) = self.accounts.get_mut(&seq.tenant) {
             account.waiting += 1;
         }
-        self.seqs.insert(seq.rank, seq);
+        self.seqs.insert(seq.key, seq);
     }
 
-    pub(crate) fn remove(&mut self, rank: &Rank) -> Option<Seq> {
-        let seq = self.seqs.remove(rank)?;
+    pub(crate) fn remove(&mut self, key: &SeqKey) -> Option<Sequence> {
+        let seq = self.seqs.remove(key)?;
         if let Some(account) = self.accounts.get_mut(&seq.tenant) {
             account.waiting -= 1;
         }
-        let tenants = self.turns.get_mut(&rank.0)?;
+        let tenants = self.turns.get_mut(&key.0)?;
         if let Some(arrivals) = tenants.get_mut(&seq.tenant) {
-            arrivals.remove(&rank.1);
+            arrivals.remove(&key.1);
             if arrivals.is_empty() {
                 tenants.remove(&seq.tenant);
             }
         }
         if tenants.is_empty() {
-            self.turns.remove(&rank.0);
+            self.turns.remove(&key.0);
         }
         Some(seq)
     }
 
     /// Whose turn it is.
-    pub(crate) fn next(&self) -> Option<Rank> {
+    pub(crate) fn next(&self) -> Option<SeqKey> {
         let (priority, tenants) = self.turns.first_key_value()?;
         let served = |tenant: &Arc<str>| self.accounts.get(tenant).map_or(0.0, |a| a.served);
         let firsts = tenants.iter().filter_map(|(t, arrivals)| Some((served(t), *arrivals.first()?)));
@@ -115,7 +115,11 @@ impl WaitingQueue {
         Some((*priority, arrival))
     }
 
-    pub(crate) fn get_mut(&mut self, rank: &Rank) -> Option<&mut Seq> {
-        self.seqs.get_mut(rank)
+    pub(crate) fn get(&self, key: &SeqKey) -> Option<&Sequence> {
+        self.seqs.get(key)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: &SeqKey) -> Option<&mut Sequence> {
+        self.seqs.get_mut(key)
     }
 }

@@ -62,17 +62,9 @@ impl KvCache {
         block_size: usize,
         dtype: CacheDType,
     ) -> Result<Self, KernelError> {
-        if block_size == 0 || num_blocks == 0 || u32::try_from(num_blocks).is_err() {
-            return Err(KernelError::Invalid {
-                what: "the cache",
-                problem: format!("needs blocks: {num_blocks} of {block_size} positions"),
-            });
-        }
+        Self::bytes_for(layers, num_blocks, block_size, dtype)?;
         let slab = |spec: &CacheSpec| {
-            let bytes = [spec.heads, spec.width, num_blocks, block_size, dtype.bytes()]
-                .into_iter()
-                .try_fold(1usize, usize::checked_mul)
-                .ok_or(KernelError::Memory { what: "the cache", bytes: usize::MAX })?;
+            let bytes = spec.heads * spec.width * num_blocks * block_size * dtype.bytes();
             Ok::<_, KernelError>((spec.clone(), Slab::new(bytes)?))
         };
         let layers = layers
@@ -80,6 +72,30 @@ impl KvCache {
             .map(|specs| specs.iter().map(slab).collect())
             .collect::<Result<_, KernelError>>()?;
         Ok(Self { layers, num_blocks, block_size, dtype, in_use: Mutex::new(()) })
+    }
+
+    /// Bytes that [`Self::new`] would reserve.
+    ///
+    /// # Errors
+    /// As [`Self::new`], short of asking the system for them.
+    pub fn bytes_for(
+        layers: &[Vec<CacheSpec>],
+        num_blocks: usize,
+        block_size: usize,
+        dtype: CacheDType,
+    ) -> Result<usize, KernelError> {
+        if block_size == 0 || num_blocks == 0 || u32::try_from(num_blocks).is_err() {
+            return Err(KernelError::Invalid {
+                what: "the cache",
+                problem: format!("needs blocks: {num_blocks} of {block_size} positions"),
+            });
+        }
+        let slab = |spec: &CacheSpec| {
+            let factors = [spec.heads, spec.width, num_blocks, block_size, dtype.bytes()];
+            factors.into_iter().try_fold(1usize, usize::checked_mul)
+        };
+        let total = layers.iter().flatten().try_fold(0usize, |sum, spec| sum.checked_add(slab(spec)?));
+        total.ok_or(KernelError::Memory { what: "the cache", bytes: usize::MAX })
     }
 
     /// Positions a block.

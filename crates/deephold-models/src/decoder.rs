@@ -13,6 +13,7 @@ use crate::config::DecoderConfig;
 use crate::info::ModelInfo;
 use crate::layers::attention::GqaAttention;
 use crate::layers::columns::select_rows;
+use crate::layers::mla::MlaConfig;
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::RmsNorm;
 use crate::loader::Loader;
@@ -32,6 +33,10 @@ pub(crate) trait Family: Send + Sync {
     fn layer_cache(&self, layer: usize) -> Vec<CacheSpec>;
     /// Loads one layer.
     fn load_layer(&self, l: &mut Loader<'_>, layer: usize) -> Result<Box<dyn Layer>, ModelError>;
+    /// Latent attention, whose `kv_b_proj` is packed head by head.
+    fn latent_attention(&self) -> Option<&MlaConfig> {
+        None
+    }
     /// What a reader of `model inspect` should know.
     fn notes(&self) -> Vec<String> {
         Vec::new()

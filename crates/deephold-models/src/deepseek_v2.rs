@@ -38,6 +38,10 @@ impl Family for Config {
         &self.decoder
     }
 
+    fn latent_attention(&self) -> Option<&MlaConfig> {
+        Some(&self.attention)
+    }
+
     fn layer_tensors(&self, list: &mut TensorList<'_>, layer: usize) {
         let (name, d) = (format!("model.layers.{layer}"), &self.decoder);
         list.vector(&format!("{name}.input_layernorm.weight"), d.hidden_size);

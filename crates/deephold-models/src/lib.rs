@@ -13,6 +13,7 @@ mod error;
 mod info;
 mod layers;
 mod loader;
+mod packed;
 mod tensors;
 
 mod deepseek_v2;
@@ -119,6 +120,19 @@ pub fn load(
     let total_bytes = list.items.iter().filter(|t| !stays(t)).map(stored).sum();
     let mut loader = Loader::new(checkpoint, ops, options, opened.fp8_block, total_bytes, progress);
     Ok(Box::new(Decoder::load(checkpoint, &*opened.family, &mut loader, info)?))
+}
+
+/// Bytes of memory that the weights take once loaded: matrices as the kernels pack them, vectors in float32. From headers
+/// alone, so that a machine can say no before it loads. The embedding table stays in the mapped file and counts only where
+/// it is the head as well.
+///
+/// # Errors
+/// As [`load`], short of reading weights.
+pub fn packed_bytes(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<u64, ModelError> {
+    let opened = open(checkpoint)?;
+    let list = opened.list(checkpoint);
+    list.check()?;
+    Ok(packed::bytes(checkpoint, &*opened.family, &list.items, opened.fp8_block, options))
 }
 
 /// What a checkpoint is, from its configuration and headers alone.

@@ -2,8 +2,12 @@
 
 mod support;
 
+use std::path::Path;
+
 use deephold_models::LoadOptions;
-use deephold_testkit::{RawTensor, SyntheticModel, TempDir, assert_same_bits, golden_dir};
+use deephold_quant::DType;
+use deephold_testkit::{GOLDEN_MODELS, RawTensor, SyntheticModel, TempDir, assert_same_bits, golden_dir};
+use deephold_weights::Checkpoint;
 use support::{load, logits, ops};
 
 /// V3's golden checkpoint with 3-D tensors.
@@ -48,6 +52,39 @@ fn merged_experts_and_split_kv_b() {
     for (t, (a, b)) in a.iter().zip(&b).enumerate() {
         assert_same_bits(a, b, &format!("position {t}"));
     }
+    for dir in [dir.path(), &golden_dir("v3")] {
+        assert_foretold(dir, None);
+    }
     assert_eq!(merged.info().parameters_total, plain.info().parameters_total);
     assert_eq!(merged.info().parameters_active, plain.info().parameters_active);
+}
+
+/// What `packed_bytes` says from headers is what loading takes.
+fn assert_foretold(path: &Path, quantize_to: Option<DType>) {
+    let options = LoadOptions { quantize_to };
+    let model = load(path, &ops(2), &options).expect("a model");
+    let checkpoint = Checkpoint::open(path).expect("a checkpoint");
+    let foretold = deephold_models::packed_bytes(&checkpoint, &options).expect("a size");
+    assert_eq!(foretold, model.info().packed_bytes, "{} as {quantize_to:?}", path.display());
+}
+
+#[test]
+fn the_size_in_memory_is_foretold() {
+    for name in GOLDEN_MODELS {
+        for to in [None, Some(DType::Q8_0), Some(DType::Q4_1), Some(DType::F32)] {
+            assert_foretold(&golden_dir(name), to);
+        }
+    }
+    let dir = TempDir::new("foretold");
+    for mut synthetic in [SyntheticModel::random_llama_256(5), SyntheticModel::random_deepseek_256(6)] {
+        synthetic.write(dir.path());
+        for to in [DType::Q2K, DType::Q4K, DType::Q5K, DType::Q6K, DType::IQ4XS] {
+            assert_foretold(dir.path(), Some(to));
+        }
+        let is_projection = |name: &str| name.contains("_proj");
+        synthetic.to_fp8(is_projection, deephold_quant::f32_to_f8e4m3, deephold_quant::f8e4m3_to_f32);
+        synthetic.write(dir.path());
+        assert_foretold(dir.path(), None);
+        assert_foretold(dir.path(), Some(DType::Q8_0));
+    }
 }

@@ -16,8 +16,13 @@ const NO_SKIP: &str = "DEEPHOLD_NO_SKIP";
 /// Names the folder with fetched models.
 const TEST_MODELS: &str = "DEEPHOLD_TEST_MODELS";
 
+/// The checkout: the folder with `testdata` above the crate that cargo runs. Asked at run time, since two checkouts that
+/// share a target folder may share this crate's code.
 fn root() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+    let compiled = env!("CARGO_MANIFEST_DIR").into();
+    let start = std::env::var_os("CARGO_MANIFEST_DIR").map_or(compiled, PathBuf::from);
+    let found = start.ancestors().find(|folder| folder.join("testdata").is_dir());
+    found.unwrap_or_else(|| panic!("no folder `testdata` above {}", start.display())).to_owned()
 }
 
 /// A file or folder of `testdata/`; panics where it is missing, since the checkout carries it.

@@ -120,7 +120,7 @@ pub(crate) fn answer(
             core.abort(id);
             break;
         }
-        let step = core.step()?;
+        let step = core.step();
         for output in step.outputs.into_iter().filter(|o| o.id == id) {
             out.cached_tokens = output.cached_tokens;
             for token in output.tokens {
@@ -171,6 +171,7 @@ fn name(reason: FinishReason) -> &'static str {
         FinishReason::Length => "length",
         FinishReason::Abort => "abort",
         FinishReason::Deadline => "deadline",
+        FinishReason::SlowReader => "slow_reader",
         FinishReason::Error => "error",
     }
 }

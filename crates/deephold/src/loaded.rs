@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use deephold_base::{ErrorCode, SystemClock, human_bytes};
-use deephold_engine::{EngineConfig, EngineCore};
+use deephold_base::{ErrorCode, SystemClock};
+use deephold_engine::{EngineConfig, EngineCore, Machine, MemoryLease};
 use deephold_kernels::{Isa, Ops, PoolOptions, ThreadPool};
 use deephold_models::{LoadOptions, Model};
 use deephold_tokenizer::{Tokenizer, TokenizerError};
@@ -23,6 +23,9 @@ pub(crate) struct Loaded {
     pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) model: Arc<dyn Model>,
     pub(crate) ops: Arc<Ops>,
+    machine: Arc<Machine>,
+    /// The weights' part of the machine's memory.
+    _memory: MemoryLease,
     /// Why there is none matters only where one is needed.
     pub(crate) tokenizer: Result<Tokenizer, TokenizerError>,
     pub(crate) load_time: Duration,
@@ -64,8 +67,14 @@ pub(crate) fn load_checkpoint(
     start: Instant,
 ) -> Result<Loaded> {
     let tokenizer = Tokenizer::from_checkpoint(&checkpoint);
-    enough_memory(&checkpoint, args)?;
     let options = LoadOptions { quantize_to: args.load_as.map(Into::into) };
+    let machine = Machine::new(Arc::clone(&ops), memory_budget(args));
+    // The system would end the program without a word.
+    let packed = deephold_models::packed_bytes(&checkpoint, &options)?;
+    let memory = machine.memory().reserve("the model", packed).map_err(|e| {
+        let hint = "quantize it (`deephold quantize`), use a larger machine, or load it all the same with --ignore-memory";
+        fail(e.code(), format!("{e}; {hint}"))
+    })?;
     let bar = terminal::byte_bar("loading", 0);
     let model = deephold_models::load(&checkpoint, &ops, &options, &mut |p| {
         bar.set_length(p.total_bytes);
@@ -73,24 +82,15 @@ pub(crate) fn load_checkpoint(
     });
     bar.finish_and_clear();
     let model: Arc<dyn Model> = Arc::from(model?);
-    Ok(Loaded { checkpoint, model, ops, tokenizer, load_time: start.elapsed() })
+    let load_time = start.elapsed();
+    Ok(Loaded { checkpoint, model, ops, machine, _memory: memory, tokenizer, load_time })
 }
 
-/// Packed weights take about what they take on disk. The system would end the program without a word.
-fn enough_memory(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<()> {
-    let needed = checkpoint.tensor_bytes();
+/// What weights and caches may take together: what is free now.
+fn memory_budget(args: &EngineArgs) -> u64 {
     match system::memory().available {
-        Some(available) if needed > available && !args.ignore_memory && args.load_as.is_none() => {
-            let (needed, available) = (human_bytes(needed), human_bytes(available));
-            Err(fail(
-                ErrorCode::OutOfMemory,
-                format!(
-                    "the weights take {needed}, but {available} of memory are free; quantize the model \
-                     (`deephold quantize`), use a larger machine, or load it all the same with --ignore-memory"
-                ),
-            ))
-        }
-        _ => Ok(()),
+        Some(available) if !args.ignore_memory => available,
+        _ => u64::MAX,
     }
 }
 
@@ -121,13 +121,14 @@ impl Loaded {
         change: impl FnOnce(&mut EngineConfig),
     ) -> Result<EngineCore> {
         let info = self.model.info();
-        let free = system::memory().available.unwrap_or(4 << 30);
-        let cache_bytes = args.cache_memory.unwrap_or(free / 2);
+        let budget = self.machine.memory();
+        let left = (budget.total() - budget.used()).min(system::memory().available.unwrap_or(4 << 30));
+        let cache_bytes = args.cache_memory.unwrap_or(left / 2);
         let context = self.context(args)?;
         let mut config =
             EngineConfig::for_model(info, context, max_num_seqs, args.cache_type.into(), cache_bytes)?;
         change(&mut config);
         let clock = Arc::new(SystemClock::default());
-        Ok(EngineCore::new(Arc::clone(&self.model), Arc::clone(&self.ops), config, clock)?)
+        Ok(EngineCore::new(Arc::clone(&self.model), Arc::clone(&self.machine), config, clock)?)
     }
 }

@@ -79,28 +79,54 @@ fn the_least_recently_used_goes_first() {
 
 #[test]
 fn a_prefix_is_shared_with_its_own_salt_only() {
+    let salted = |salt: &[u8]| SeqBlocks::new(salt.into());
+    let take = |kv: &mut KvCacheManager, blocks: &mut SeqBlocks, tokens: &[u32]| {
+        let cached = kv.cached_prefix(blocks, tokens);
+        assert!(kv.admit(blocks, cached, cached));
+        cached
+    };
     let mut kv = KvCacheManager::new(10, 4, true);
     let tokens: Vec<u32> = (0..11).collect();
-    let mut first = SeqBlocks::default();
-    assert_eq!(kv.take_prefix(&mut first, &tokens, b"a"), 0);
+    let mut first = salted(b"a");
+    assert_eq!(take(&mut kv, &mut first, &tokens), 0);
     assert!(kv.grow(&mut first, 11));
-    kv.publish(&mut first, &tokens, 11, b"a");
-    let mut second = SeqBlocks::default();
-    assert_eq!(kv.take_prefix(&mut second, &tokens, b"a"), 8);
+    kv.publish(&mut first, &tokens, 11);
+    let mut second = salted(b"a");
+    assert_eq!(take(&mut kv, &mut second, &tokens), 8);
     assert_eq!(second.table, first.table[..2]);
-    let mut other = SeqBlocks::default();
-    assert_eq!(kv.take_prefix(&mut other, &tokens, b"b"), 0);
+    let mut other = salted(b"b");
+    assert_eq!(take(&mut kv, &mut other, &tokens), 0);
     // A whole prompt in the cache still leaves a token to compute.
-    let mut whole = SeqBlocks::default();
-    assert_eq!(kv.take_prefix(&mut whole, &tokens[..8], b"a"), 4);
+    let mut whole = salted(b"a");
+    assert_eq!(take(&mut kv, &mut whole, &tokens[..8]), 4);
     // A different second block shares the first alone.
     let mut branch = tokens.clone();
     branch[5] = 99;
-    let mut third = SeqBlocks::default();
-    assert_eq!(kv.take_prefix(&mut third, &branch, b"a"), 4);
+    let mut third = salted(b"a");
+    assert_eq!(take(&mut kv, &mut third, &branch), 4);
     assert!(!kv.grow(&mut third, 100), "more than there is");
     for seq in [&mut first, &mut second, &mut whole, &mut third] {
         kv.free(seq);
     }
     assert_eq!(kv.pool().num_free(), 10);
+}
+
+/// Cached blocks that nobody uses are free and found at once: admitting must not count them twice.
+#[test]
+fn a_prefix_among_the_free_blocks_leaves_fewer_for_the_rest() {
+    let mut kv = KvCacheManager::new(4, 4, true);
+    let tokens: Vec<u32> = (0..40).collect();
+    let mut first = SeqBlocks::new(b"a".as_slice().into());
+    assert!(kv.admit(&mut first, 0, 12));
+    kv.publish(&mut first, &tokens, 12);
+    kv.free(&mut first);
+    assert_eq!(kv.pool().num_free(), 4);
+    let mut second = SeqBlocks::new(b"a".as_slice().into());
+    assert_eq!(kv.cached_prefix(&mut second, &tokens), 12);
+    // Three cached blocks and two new ones are one too many; a failed admission takes nothing and forgets nothing.
+    assert!(!kv.admit(&mut second, 12, 20));
+    assert_eq!((kv.pool().num_free(), kv.hits()), (4, (0, 0)));
+    assert_eq!(kv.cached_prefix(&mut second, &tokens), 12);
+    assert!(kv.admit(&mut second, 12, 16));
+    assert_eq!(kv.pool().num_free(), 0);
 }

@@ -10,7 +10,7 @@ use deephold_testkit::{guide_dir, shared, skip_without_shared};
 use deephold_weights::Checkpoint;
 
 use crate::request::{FinishReason, Request, SamplingParams};
-use crate::{EngineConfig, EngineCore, EngineHandle};
+use crate::{EngineConfig, EngineCore, EngineHandle, Machine};
 
 fn ops(threads: usize) -> Arc<Ops> {
     Arc::new(Ops::new(Isa::detect(), Arc::new(ThreadPool::new(PoolOptions { threads, pin: false }))))
@@ -25,7 +25,8 @@ fn engine(model: &Arc<dyn Model>, threads: usize, num_blocks: usize, budget: usi
     let mut config = EngineConfig::for_model(model.info(), 512, 8, CacheDType::F16, 1 << 30).unwrap();
     config.num_blocks = num_blocks;
     config.max_num_batched_tokens = budget;
-    EngineCore::new(Arc::clone(model), ops(threads), config, Arc::new(SystemClock::default())).unwrap()
+    let machine = Machine::new(ops(threads), u64::MAX);
+    EngineCore::new(Arc::clone(model), machine, config, Arc::new(SystemClock::default())).unwrap()
 }
 
 type Answer = Vec<(u32, u32)>;
@@ -34,7 +35,7 @@ type Answer = Vec<(u32, u32)>;
 fn run(core: &mut EngineCore, count: usize) -> Vec<Answer> {
     let mut answers = vec![Vec::new(); count];
     while core.has_work() {
-        for out in core.step().unwrap().outputs {
+        for out in core.step().outputs {
             let tokens = out.tokens.iter().map(|t| (t.id, t.logprob.unwrap().to_bits()));
             answers[out.id.0 as usize].extend(tokens);
         }
@@ -73,7 +74,7 @@ fn check_served_alike(model: &Arc<dyn Model>) {
         })
         .collect();
     // Batched, in chunks, on other threads, with prefixes from the cache, and with preemptions.
-    for (threads, blocks, budget) in [(2, 100, 512), (3, 100, 5), (1, 8, 64), (2, 9, 13)] {
+    for (threads, blocks, budget) in [(2, 100, 512), (3, 100, 8), (1, 8, 64), (2, 9, 13)] {
         let mut core = engine(model, threads, blocks, budget);
         for round in 0..2 {
             for r in &requests {

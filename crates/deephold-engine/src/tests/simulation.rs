@@ -10,7 +10,7 @@ use deephold_models::{Model, ModelError, ModelInfo};
 use deephold_testkit::Rng;
 
 use crate::request::{FinishReason, Request, RequestId, SamplingParams};
-use crate::{EngineConfig, EngineCore, EngineError};
+use crate::{EngineConfig, EngineCore, EngineError, Machine, SchedulerPolicy};
 
 pub(super) const VOCAB: usize = 97;
 
@@ -80,9 +80,10 @@ pub(super) fn engine(
         max_waiting: 16,
         cache_dtype: CacheDType::F32,
         enable_prefix_cache: true,
+        policy: SchedulerPolicy::default(),
     };
-    let ops = Arc::new(Ops::new(Isa::Scalar, pool));
-    EngineCore::new(Arc::new(Averaging::new()), ops, config, Arc::new(clock)).unwrap()
+    let machine = Machine::new(Arc::new(Ops::new(Isa::Scalar, pool)), u64::MAX);
+    EngineCore::new(Arc::new(Averaging::new()), machine, config, Arc::new(clock)).unwrap()
 }
 
 /// The answer of a request that has an engine to itself.
@@ -91,7 +92,7 @@ fn alone(request: &Request) -> Vec<TokenId> {
     core.add_request(request.clone()).unwrap();
     let mut ids = Vec::new();
     while core.has_work() {
-        for out in core.step().unwrap().outputs {
+        for out in core.step().outputs {
             ids.extend(out.tokens.iter().map(|t| t.id));
         }
     }
@@ -104,8 +105,9 @@ fn no_token_is_lost_and_every_request_ends_as_if_alone() {
     for seed in 0..40 {
         let mut rng = Rng::new(seed);
         let clock = ManualClock::default();
-        let budget = 1 + (rng.next_u64() % 20) as usize;
-        let mut core = engine(26, 1 + (rng.next_u64() % 6) as usize, budget, clock.clone());
+        let max_num_seqs = 1 + (rng.next_u64() % 6) as usize;
+        let budget = max_num_seqs + (rng.next_u64() % 20) as usize;
+        let mut core = engine(26, max_num_seqs, budget, clock.clone());
         let mut requests: HashMap<RequestId, Request> = HashMap::new();
         let mut answers: HashMap<RequestId, Vec<TokenId>> = HashMap::new();
         let mut ended: HashMap<RequestId, FinishReason> = HashMap::new();
@@ -127,15 +129,17 @@ fn no_token_is_lost_and_every_request_ends_as_if_alone() {
             if rng.next_u64().is_multiple_of(40)
                 && let Some(id) = requests.keys().filter(|id| !ended.contains_key(id)).min().copied()
             {
-                assert!(core.abort(id));
+                let ended_now = core.abort(id);
+                assert_eq!(ended_now.len(), 1);
+                assert_eq!(ended_now[0].finish_reason, Some(FinishReason::Abort));
                 ended.insert(id, FinishReason::Abort);
                 aborted += 1;
             }
-            let out = core.step().unwrap();
+            let out = core.step();
             assert!(out.num_tokens <= budget, "over budget");
             assert!(out.num_tokens > 0 || !core.has_work(), "work, but no progress");
             for o in out.outputs {
-                assert!(!ended.contains_key(&o.id), "news of an ended request");
+                assert!(!ended.contains_key(&o.id), "an output of an ended request");
                 answers.entry(o.id).or_default().extend(o.tokens.iter().map(|t| t.id));
                 if let Some(reason) = o.finish_reason {
                     ended.insert(o.id, reason);
@@ -164,9 +168,9 @@ fn deadlines_end_requests_and_priorities_go_first() {
     let mut late = Request::new(1, vec![1], params.clone());
     late.deadline = Some(Duration::from_millis(5));
     core.add_request(late).unwrap();
-    core.step().unwrap();
+    core.step();
     clock.advance(Duration::from_millis(5));
-    let out = core.step().unwrap().outputs;
+    let out = core.step().outputs;
     assert_eq!(out[0].finish_reason, Some(FinishReason::Deadline));
     assert!(!core.has_work());
 
@@ -174,8 +178,8 @@ fn deadlines_end_requests_and_priorities_go_first() {
     let mut urgent = Request::new(3, vec![2], SamplingParams { max_tokens: 1, ..params });
     urgent.priority = 1;
     core.add_request(urgent).unwrap();
-    assert_eq!(core.step().unwrap().outputs[0].id, RequestId(3));
-    assert_eq!(core.step().unwrap().outputs[0].id, RequestId(2));
+    assert_eq!(core.step().outputs[0].id, RequestId(3));
+    assert_eq!(core.step().outputs[0].id, RequestId(2));
 }
 
 #[test]

@@ -83,6 +83,17 @@ impl PackedMatrix {
         Ok(Self { n, k, dtype: DType::F8E4M3, form: Form::Dense(dense) })
     }
 
+    /// Bytes that packing a matrix [n, k] of this type takes in memory. `fp8_columns` columns share a factor of FP8.
+    pub fn bytes_for(dtype: DType, n: usize, k: usize, fp8_columns: usize) -> u64 {
+        let bytes = match dtype {
+            _ if quant::supports(dtype) => quant::bytes_for(dtype, n, k),
+            DType::F32 | DType::F16 | DType::BF16 => dense::bytes_for(n, k, dtype.block_bytes(), 0),
+            DType::F8E4M3 => dense::bytes_for(n, k, 1, k.div_ceil(fp8_columns.max(1))),
+            _ => dense::bytes_for(n, k, 4, 0),
+        };
+        bytes as u64
+    }
+
     /// N.
     pub fn out_features(&self) -> usize {
         self.n

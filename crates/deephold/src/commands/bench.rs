@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use deephold_base::human_bytes;
-use deephold_engine::{EngineCore, Request, SamplingParams};
+use deephold_engine::{EngineCore, FinishReason, Request, SamplingParams, SchedulerPolicy};
 use deephold_kernels::ceilings::{self, Ceilings};
 use deephold_models::{ExpectedTensor, expected_tensors};
 use deephold_quant::DType;
@@ -68,6 +68,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         // A prompt in one piece, as peers are measured; a cached prefix would be no measurement.
         c.max_num_batched_tokens = args.prompt_tokens.max(512).max(most);
         c.enable_prefix_cache = false;
+        c.policy = SchedulerPolicy::throughput();
     })?;
     terminal::catch_interrupts();
     let mut bench = Bench { core: &mut core, vocab: loaded.model.info().vocab_size, requests: 0 };
@@ -236,7 +237,7 @@ impl Bench<'_> {
         for i in 0..batch {
             self.add(vec![self.token(i)], tokens + 1)?;
         }
-        self.core.step()?;
+        self.step()?;
         let start = Instant::now();
         self.finish()?;
         Ok((batch * tokens) as f64 / start.elapsed().as_secs_f64())
@@ -247,7 +248,17 @@ impl Bench<'_> {
             if terminal::interrupted() {
                 return Err(fail(deephold_base::ErrorCode::Cancelled, "stopped"));
             }
-            self.core.step()?;
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<()> {
+        for output in self.core.step().outputs {
+            if output.finish_reason == Some(FinishReason::Error) {
+                let message = output.message.unwrap_or_else(|| "the engine failed".to_owned());
+                return Err(fail(deephold_base::ErrorCode::Internal, message));
+            }
         }
         Ok(())
     }

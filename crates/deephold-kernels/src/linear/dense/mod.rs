@@ -14,6 +14,11 @@ use super::quant::ActRows;
 use crate::tensor::SharedOut;
 use crate::{Isa, KernelError, Tensor, ThreadPool};
 
+/// Bytes of a packed matrix [n, k] of `size` bytes an element, with `factors` f32 factors a row.
+pub(super) fn bytes_for(n: usize, k: usize, size: usize, factors: usize) -> usize {
+    n.div_ceil(PANEL).saturating_mul(PANEL * (k * size + factors * 4))
+}
+
 pub(super) struct DenseMatrix {
     dtype: DType,
     n: usize,
@@ -122,9 +127,9 @@ impl DenseMatrix {
     }
 
     fn alloc(dtype: DType, n: usize, k: usize, block_k: usize, size: usize) -> Result<Self, KernelError> {
-        let factors = if dtype == DType::F8E4M3 { k.div_ceil(block_k) * PANEL * 4 } else { 0 };
-        let panel_bytes = k * PANEL * size + factors;
-        let bytes = n.div_ceil(PANEL).saturating_mul(panel_bytes);
+        let factors = if dtype == DType::F8E4M3 { k.div_ceil(block_k) } else { 0 };
+        let panel_bytes = bytes_for(PANEL, k, size, factors);
+        let bytes = bytes_for(n, k, size, factors);
         let mut data = Vec::new();
         data.try_reserve_exact(bytes).map_err(|_| KernelError::Memory { what: "a packed matrix", bytes })?;
         data.resize(bytes, 0);

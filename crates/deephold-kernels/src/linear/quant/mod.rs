@@ -86,6 +86,12 @@ pub(crate) fn supports(dtype: DType) -> bool {
     Layout::of(dtype).is_some()
 }
 
+/// Bytes of a packed matrix [n, k]; 0 for a type that has no integer layout.
+pub(crate) fn bytes_for(dtype: DType, n: usize, k: usize) -> usize {
+    let Some(layout) = Layout::of(dtype) else { return 0 };
+    n.div_ceil(PANEL).saturating_mul(k / layout.block_len() * layout.block_bytes())
+}
+
 /// A packed quantized matrix [N, K].
 pub(crate) struct QuantMatrix {
     layout: Layout,
@@ -120,7 +126,7 @@ impl QuantMatrix {
         if expected != Some(bytes.len()) {
             return Err(KernelError::Size { dtype, n, k, expected, actual: bytes.len() });
         }
-        let size = n.div_ceil(PANEL) * (k / layout.block_len()) * layout.block_bytes();
+        let size = bytes_for(dtype, n, k);
         let mut data = Vec::new();
         data.try_reserve_exact(size)
             .map_err(|_| KernelError::Memory { what: "a packed matrix", bytes: size })?;
