@@ -10,6 +10,7 @@ mod detokenizer;
 mod dialect;
 mod error;
 mod gguf;
+mod held;
 mod pieces;
 mod pre_tokenizer;
 mod reasoning;

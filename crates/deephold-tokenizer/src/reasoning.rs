@@ -1,9 +1,11 @@
 //! Thinking and answer in one stream.
 
-use crate::stop::overlap;
+use crate::held::Held;
 
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
+/// Opens the thinking.
+pub(crate) const OPEN: &str = "<think>";
+/// Ends it.
+pub(crate) const CLOSE: &str = "</think>";
 
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +31,9 @@ enum State {
 #[derive(Clone, Debug)]
 pub struct ReasoningSplitter {
     state: State,
-    held: String,
+    held: Held,
+    /// Of what is held, so many bytes were looked at: space at the start, or thinking without a mark.
+    scanned: usize,
     /// A mark that ends the thinking as well, and belongs to what follows it.
     also_ends: Option<&'static str>,
     /// Line breaks right after `<think>` are dropped until text comes.
@@ -47,7 +51,7 @@ impl ReasoningSplitter {
         } else {
             State::Start
         };
-        Self { state, held: String::new(), also_ends: None, fresh: true }
+        Self { state, held: Held::default(), scanned: 0, also_ends: None, fresh: true }
     }
 
     /// For models that forget `</think>` before a tool call: `mark` ends the thinking and opens the content.
@@ -58,7 +62,7 @@ impl ReasoningSplitter {
 
     /// Takes the next text, gives what is certain.
     pub fn push(&mut self, text: &str) -> Vec<Segment> {
-        self.held.push_str(text);
+        self.held.push(text);
         let mut out = Vec::new();
         while self.step(&mut out) {}
         out
@@ -66,7 +70,8 @@ impl ReasoningSplitter {
 
     /// The rest, at the end of the stream.
     pub fn finish(&mut self) -> Option<Segment> {
-        let rest = std::mem::take(&mut self.held);
+        let rest = self.held.take_all();
+        self.scanned = 0;
         match self.state {
             _ if rest.is_empty() => None,
             State::Reasoning => Some(Segment::Reasoning(rest)),
@@ -80,13 +85,22 @@ impl ReasoningSplitter {
         self.state == State::Reasoning
     }
 
+    /// Bytes looked at.
+    #[cfg(test)]
+    pub(crate) fn examined(&self) -> usize {
+        self.held.examined
+    }
+
     /// One move; whether another may follow.
     fn step(&mut self, out: &mut Vec<Segment>) -> bool {
         match self.state {
             State::Start => {
-                let text = self.held.trim_start();
-                if let Some(rest) = text.strip_prefix(OPEN) {
-                    self.held = rest.to_owned();
+                let rest = &self.held.rest()[self.scanned..];
+                let text = rest.trim_start();
+                self.scanned += rest.len() - text.len();
+                if text.starts_with(OPEN) {
+                    self.held.take(self.scanned + OPEN.len());
+                    self.scanned = 0;
                     self.state = State::Reasoning;
                     return true;
                 }
@@ -96,33 +110,9 @@ impl ReasoningSplitter {
                 self.state = State::Content;
                 true
             }
-            State::Reasoning => {
-                if std::mem::take(&mut self.fresh) {
-                    self.held = self.held.trim_start_matches('\n').to_owned();
-                    self.fresh = self.held.is_empty();
-                }
-                let close = self.held.find(CLOSE).map(|at| (at, CLOSE.len()));
-                let other = self.also_ends.and_then(|m| self.held.find(m)).map(|at| (at, 0));
-                if let Some((at, mark)) = [close, other].into_iter().flatten().min() {
-                    let inside = self.held[..at].trim_end_matches('\n');
-                    if !inside.is_empty() {
-                        out.push(Segment::Reasoning(inside.to_owned()));
-                    }
-                    self.held.drain(..at + mark);
-                    self.state = State::Gap;
-                    return true;
-                }
-                let other = self.also_ends.map_or(0, |m| overlap(&self.held, m));
-                let certain = self.held.len() - overlap(&self.held, CLOSE).max(other);
-                // Line breaks may be the last before the marker.
-                let certain = self.held[..certain].trim_end_matches('\n').len();
-                if certain > 0 {
-                    out.push(Segment::Reasoning(self.held.drain(..certain).collect()));
-                }
-                false
-            }
+            State::Reasoning => self.in_reasoning(out),
             State::Gap => {
-                self.held = self.held.trim_start_matches('\n').to_owned();
+                self.drop_line_breaks();
                 if self.held.is_empty() {
                     return false;
                 }
@@ -131,10 +121,43 @@ impl ReasoningSplitter {
             }
             State::Content => {
                 if !self.held.is_empty() {
-                    out.push(Segment::Content(std::mem::take(&mut self.held)));
+                    out.push(Segment::Content(self.held.take_all()));
                 }
                 false
             }
         }
+    }
+
+    fn in_reasoning(&mut self, out: &mut Vec<Segment>) -> bool {
+        if std::mem::take(&mut self.fresh) {
+            self.drop_line_breaks();
+            self.fresh = self.held.is_empty();
+        }
+        let all = [CLOSE, self.also_ends.unwrap_or(CLOSE)];
+        let marks = if self.also_ends.is_some() { &all[..] } else { &all[..1] };
+        let from = self.scanned;
+        let found = self.held.find(marks, from);
+        let end = found.map_or_else(|| self.held.certain(marks).max(from), |f| f.0);
+        // What was looked at before and is still held is line breaks: they may be the last before the mark.
+        let new = self.held.rest()[from..end].trim_end_matches('\n').len();
+        let inside = if new > 0 { from + new } else { 0 };
+        if inside > 0 {
+            out.push(Segment::Reasoning(self.held.take(inside).to_owned()));
+        }
+        let Some((at, which)) = found else {
+            self.scanned = end - inside;
+            return false;
+        };
+        // The closing mark is taken; another mark belongs to what follows.
+        self.held.take(at - inside + if which == 0 { CLOSE.len() } else { 0 });
+        self.scanned = 0;
+        self.state = State::Gap;
+        true
+    }
+
+    fn drop_line_breaks(&mut self) {
+        let rest = self.held.rest();
+        let breaks = rest.len() - rest.trim_start_matches('\n').len();
+        self.held.take(breaks);
     }
 }

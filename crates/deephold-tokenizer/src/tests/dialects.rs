@@ -177,3 +177,67 @@ proptest! {
         }
     }
 }
+
+/// Streams that made earlier parsers look at the same text again and again: every byte is looked at a few times at most,
+/// whether the stream comes whole or by single characters.
+#[test]
+fn the_work_is_linear_in_the_stream() {
+    let many = |s: &str| s.repeat(4000);
+    let cases = [
+        (Dialect::Qwen, format!("<tool_call>{{\"name\":\"{}", many("</tool_call>"))),
+        (Dialect::Qwen, many("<tool_call>{\"name\":\"f\"}</tool_call>\n")),
+        (Dialect::Qwen, many("<tool_call>{\"name\":</tool_call>")),
+        (Dialect::Qwen, many("<tool_call>")),
+        (Dialect::Qwen, many("</tool_call>")),
+        (Dialect::Qwen, many(" \n")),
+        (Dialect::Qwen, format!("<think>{}", many("\n"))),
+        (Dialect::Qwen, format!("<think>{}", many("</thin\n"))),
+        (Dialect::Qwen, many("<tool_cal \n<")),
+        (MARKS, format!("<｜tool▁calls▁begin｜>{}", many("<｜tool▁call▁begin｜>"))),
+        (
+            MARKS,
+            format!(
+                "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>[\"{}",
+                many("<｜tool▁call▁end｜>")
+            ),
+        ),
+        (MARKS, many("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>x<｜tool▁call▁end｜>")),
+        (MARKS, format!("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}", many(" "))),
+        (MARKS, format!("<｜tool▁calls▁begin｜>{}", many("\n "))),
+        (
+            V4,
+            format!(
+                "<｜DSML｜tool_calls><｜DSML｜invoke name=\"f\">{}",
+                many("<｜DSML｜parameter name=\"a\">")
+            ),
+        ),
+        (
+            V4,
+            format!(
+                "<｜DSML｜tool_calls><｜DSML｜invoke name=\"f\"><｜DSML｜parameter name=\"a\">{}",
+                many("</｜DSML｜invoke>")
+            ),
+        ),
+    ];
+    for (i, (dialect, text)) in cases.iter().enumerate() {
+        let mut characters = AnswerParser::new(*dialect, "", true);
+        let mut whole = AnswerParser::new(*dialect, "", true);
+        let mut buffer = [0u8; 4];
+        for c in text.chars() {
+            characters.push(c.encode_utf8(&mut buffer));
+        }
+        whole.push(text);
+        for parser in [&mut characters, &mut whole] {
+            parser.finish();
+            // Thinking and calls each look once; a mark's beginning is looked at again with every character that could go on
+            // with it, and no mark is longer than 40 bytes.
+            let most = 42 * text.len();
+            assert!(
+                parser.examined() <= most,
+                "case {i}: {} bytes looked at in {}",
+                parser.examined(),
+                text.len()
+            );
+        }
+    }
+}
