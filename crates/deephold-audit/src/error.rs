@@ -43,6 +43,9 @@ pub enum AuditError {
     /// The writer has ended.
     #[error("the audit log is closed")]
     Closed,
+    /// Options that cannot work.
+    #[error("audit log: {0}")]
+    Options(String),
     /// No randomness, or a signing key that is none.
     #[error("the audit log's signing key cannot be used: {0}")]
     Key(&'static str),
@@ -54,16 +57,19 @@ impl AuditError {
         Self::Io { action, file, source: Arc::new(source) }
     }
 
-    pub(crate) fn damaged(path: &Path, line: u64, problem: impl Into<String>) -> Self {
-        let file = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        Self::Damaged { file, line, problem: problem.into() }
+    pub(crate) fn named(action: &'static str, file: &str, source: std::io::Error) -> Self {
+        Self::Io { action, file: file.to_owned(), source: Arc::new(source) }
+    }
+
+    pub(crate) fn damaged(file: &str, line: u64, problem: impl Into<String>) -> Self {
+        Self::Damaged { file: file.to_owned(), line, problem: problem.into() }
     }
 
     /// The closed code that callers see.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Io { .. } => ErrorCode::Io,
-            Self::Damaged { .. } | Self::Key(_) => ErrorCode::InvalidInput,
+            Self::Damaged { .. } | Self::Key(_) | Self::Options(_) => ErrorCode::InvalidInput,
             Self::Locked | Self::Busy => ErrorCode::Busy,
             Self::TooLarge { .. } => ErrorCode::LimitExceeded,
             Self::Closed => ErrorCode::Internal,

@@ -1,12 +1,13 @@
 //! Reading records, also while the log is being written.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::{AuditError, MAX_LINE, segments};
+use crate::AuditError;
+use crate::format::segment_number;
+use crate::lines::Lines;
 
 /// A record as it was written.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -17,6 +18,8 @@ pub struct Record {
     pub time: String,
     /// What kind of event.
     pub kind: String,
+    /// The last record that was on the disk when this one was written.
+    pub durable: u64,
     /// What happened.
     pub data: Value,
     /// The hash of the record before.
@@ -73,7 +76,7 @@ impl Reader {
         filter: &Filter,
         visit: &mut dyn FnMut(Record, &str) -> bool,
     ) -> Result<(), AuditError> {
-        for (_, path) in segments(&self.dir)? {
+        for path in segments(&self.dir)? {
             if !segment(&path, filter, visit)? {
                 return Ok(());
             }
@@ -87,7 +90,7 @@ impl Reader {
     /// As [`Self::each`].
     pub fn newest(&self, filter: &Filter, limit: usize) -> Result<Vec<Record>, AuditError> {
         let mut out: Vec<Record> = Vec::new();
-        for (_, path) in segments(&self.dir)?.into_iter().rev() {
+        for path in segments(&self.dir)?.into_iter().rev() {
             let mut found = std::collections::VecDeque::new();
             segment(&path, filter, &mut |record, _| {
                 found.push_back(record);
@@ -125,15 +128,10 @@ fn segment(
     visit: &mut dyn FnMut(Record, &str) -> bool,
 ) -> Result<bool, AuditError> {
     let file = File::open(path).map_err(|e| AuditError::io("open", path, e))?;
-    let mut lines = BufReader::new(file);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = (&mut lines).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line);
-        if read.map_err(|e| AuditError::io("read", path, e))? == 0 || line.pop() != Some(b'\n') {
-            return Ok(true);
-        }
-        let Ok(text) = std::str::from_utf8(&line) else { continue };
+    let mut lines = Lines::new(file);
+    // A last line without its end is still being written.
+    while let Some(line) = lines.next().map_err(|e| AuditError::io("read", path, e))?.filter(|l| l.whole) {
+        let Ok(text) = std::str::from_utf8(line.bytes) else { continue };
         // Cheaper than parsing what the filter will not take.
         if filter.text.as_ref().is_some_and(|t| !text.contains(t.as_str())) {
             continue;
@@ -143,11 +141,18 @@ fn segment(
             return Ok(false);
         }
     }
+    Ok(true)
 }
 
-/// The time of a line, wherever its data end.
-pub(crate) fn time_of(line: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(line.get(..128.min(line.len()))?).ok()?;
-    let at = text.find("\"time\":\"")? + 8;
-    text.get(at..at + 24).map(str::to_owned)
+/// The segments in their order.
+fn segments(dir: &Path) -> Result<Vec<PathBuf>, AuditError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|e| AuditError::io("read", dir, e))? {
+        let entry = entry.map_err(|e| AuditError::io("read", dir, e))?;
+        if let Some(number) = entry.file_name().to_str().and_then(segment_number) {
+            found.push((number, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|f| f.1).collect())
 }

@@ -1,31 +1,21 @@
-//! Checking a whole log, without trusting anything in it.
+//! Checking a whole log, without trusting anything in it but the key that the caller brings.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use serde::Serialize;
 
-use crate::read::time_of;
-use crate::{
-    AuditError, Checkpoint, Hash, LogFile, MAX_LINE, chain, genesis, hex, parse_line, segment_name, segments,
-    signed_bytes, unhex,
+use crate::format::{
+    CHECKPOINT, HEADER, Header, Line, MAX_HEADER, Receipt, segment_name, segment_number, signed_bytes,
 };
-
-/// What is known from elsewhere.
-#[derive(Clone, Debug, Default)]
-pub struct VerifyOptions {
-    /// A record that must be in the log: number and hash, as `head` said at another time.
-    pub expected_head: Option<(u64, Hash)>,
-    /// The key that checkpoints must be signed with, instead of the one in the folder.
-    pub public_key: Option<[u8; 32]>,
-}
+use crate::lines::Lines;
+use crate::{AuditError, hex, unhex};
 
 /// What is wrong first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Problem {
+pub struct Finding {
     /// Which file.
     pub file: String,
     /// Which line, from 1; 0 for the file as a whole.
@@ -41,36 +31,68 @@ pub struct Problem {
 pub struct VerifyReport {
     /// Whether everything is as it was written.
     pub ok: bool,
-    /// Records that are.
+    /// Records that are, checkpoints included.
     pub records: u64,
-    /// Signed checkpoints that match.
+    /// Signed checkpoints among them.
     pub checkpoints: u64,
+    /// Records behind the last checkpoint: chained, but not signed yet. Only a head that was written down elsewhere can tell
+    /// whether records behind them were cut off.
+    pub unsigned: u64,
     /// When the first record was written.
     pub first_time: Option<String>,
     /// When the last was.
     pub last_time: Option<String>,
     /// The last good record's hash.
     pub head: String,
-    /// The first problem.
-    pub problem: Option<Problem>,
+    /// The first thing that is wrong.
+    pub finding: Option<Finding>,
 }
 
-/// Checks numbers, hashes, segments and checkpoints; memory is bounded by one line and the checkpoints.
+/// Checks numbers, hashes, segments, and that signed checkpoints stand as often as the header says; memory is bounded by one
+/// line. `public_key` comes from elsewhere than the log; `expected`, where given, is a record that must be in it, as
+/// `AuditLog::head` said at another time.
 ///
 /// # Errors
 /// The folder cannot be read; what is wrong with its content is in the report.
-pub fn verify(dir: &Path, options: &VerifyOptions) -> Result<VerifyReport, AuditError> {
+pub fn verify(
+    dir: &Path,
+    public_key: &[u8; 32],
+    expected: Option<Receipt>,
+) -> Result<VerifyReport, AuditError> {
+    let open = |name: &str| -> Result<Box<dyn Read>, AuditError> {
+        let path = dir.join(name);
+        let file = File::open(&path).map_err(|e| AuditError::io("open", &path, e))?;
+        Ok(Box::new(file))
+    };
+    let read = std::fs::read_dir(dir).map_err(|e| AuditError::io("read", dir, e))?;
+    let mut names = Vec::new();
+    for entry in read {
+        names.extend(entry.map_err(|e| AuditError::io("read", dir, e))?.file_name().into_string());
+    }
+    verify_files(&names, &open, public_key, expected)
+}
+
+/// Opens a file of the log by its name.
+pub(crate) type Open<'a> = dyn Fn(&str) -> Result<Box<dyn Read + 'a>, AuditError> + 'a;
+
+/// As [`verify`], over any files.
+pub(crate) fn verify_files<'a>(
+    names: &[String],
+    open: &Open<'a>,
+    public_key: &[u8; 32],
+    expected: Option<Receipt>,
+) -> Result<VerifyReport, AuditError> {
     let mut report = VerifyReport::default();
-    match check(dir, options, &mut report) {
+    match check(names, open, public_key, expected, &mut report) {
         Ok(()) => report.ok = true,
-        Err(Stop::Problem(problem)) => report.problem = Some(problem),
+        Err(Stop::Finding(finding)) => report.finding = Some(finding),
         Err(Stop::Error(e)) => return Err(e),
     }
     Ok(report)
 }
 
 enum Stop {
-    Problem(Problem),
+    Finding(Finding),
     Error(AuditError),
 }
 
@@ -80,128 +102,128 @@ impl From<AuditError> for Stop {
     }
 }
 
-fn problem(file: &str, line: u64, seq: u64, what: impl Into<String>) -> Stop {
-    Stop::Problem(Problem { file: file.to_owned(), line, seq, what: what.into() })
+fn finding(file: &str, line: u64, seq: u64, what: impl Into<String>) -> Stop {
+    Stop::Finding(Finding { file: file.to_owned(), line, seq, what: what.into() })
 }
 
-fn check(dir: &Path, options: &VerifyOptions, report: &mut VerifyReport) -> Result<(), Stop> {
-    let path = dir.join("log.json");
-    let mut text = String::new();
-    let read = File::open(&path).and_then(|f| f.take(4096).read_to_string(&mut text));
-    read.map_err(|e| AuditError::io("read", &path, e))?;
-    let log: LogFile =
-        serde_json::from_str(&text).map_err(|e| problem("log.json", 1, 0, format!("is malformed: {e}")))?;
-    let key = match options.public_key {
-        Some(key) => key,
-        None => unhex(&log.public_key).ok_or_else(|| problem("log.json", 1, 0, "has a malformed key"))?,
+fn check<'a>(
+    names: &[String],
+    open: &Open<'a>,
+    public_key: &[u8; 32],
+    expected: Option<Receipt>,
+    report: &mut VerifyReport,
+) -> Result<(), Stop> {
+    let mut bytes = Vec::new();
+    let read = open(HEADER)?.take(MAX_HEADER as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|e| AuditError::named("read", HEADER, e))?;
+    let (header, genesis) = Header::parse(&bytes).map_err(|e| finding(HEADER, 1, 0, e))?;
+    if header.public_key != hex(public_key) {
+        return Err(finding(
+            HEADER,
+            1,
+            0,
+            "names another key than the one given: this is another log, or a forged one",
+        ));
+    }
+    let mut chain = Chain {
+        id: header.id,
+        checkpoint_every: header.checkpoint_every,
+        key: UnparsedPublicKey::new(&ED25519, *public_key),
+        head: Receipt { seq: 0, hash: genesis },
     };
-    let checkpoints = checkpoints(dir, &log.id, &key)?;
-    let mut head = genesis(&log.id);
-    let mut seq = 0;
+    let mut numbers: Vec<u32> = names.iter().filter_map(|n| segment_number(n)).collect();
+    numbers.sort_unstable();
     let mut last = (segment_name(1), 0);
-    for (i, (number, path)) in segments(dir)?.into_iter().enumerate() {
+    for (number, found) in (1..).zip(numbers) {
         let name = segment_name(number);
-        if number as usize != i + 1 {
-            let missing = segment_name(i as u32 + 1);
-            return Err(problem(&missing, 0, seq + 1, "the segment is missing"));
+        if number != found {
+            return Err(finding(&name, 0, chain.head.seq + 1, "the segment is missing"));
         }
-        let file = File::open(&path).map_err(|e| AuditError::io("open", &path, e))?;
-        let mut lines = BufReader::new(file);
-        let mut line = Vec::new();
-        for line_number in 1.. {
-            line.clear();
-            let read = (&mut lines).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line);
-            if read.map_err(|e| AuditError::io("read", &path, e))? == 0 {
-                break;
+        let io = |e| AuditError::named("read", &name, e);
+        let mut lines = Lines::new(open(&name)?);
+        let mut line_number = 0;
+        while let Some(line) = lines.next().map_err(io)? {
+            line_number += 1;
+            let here = |what: String| finding(&name, line_number, chain.head.seq + 1, what);
+            if !line.whole {
+                return Err(here("the record is not whole: cut off or torn".into()));
             }
-            if line.pop() != Some(b'\n') {
-                return Err(problem(&name, line_number, seq + 1, "the record is not whole: cut off or torn"));
+            let next = chain.check(line.bytes, report).map_err(here)?;
+            if expected.is_some_and(|e| e.seq == next.seq && e.hash != next.hash) {
+                return Err(here("the record is not the expected one: the log was written anew".into()));
             }
-            (seq, head) = record(&name, line_number, &line, seq, &head)?;
+            chain.head = next;
             last = (name.clone(), line_number);
-            let time = time_of(&line).unwrap_or_default();
-            report.first_time.get_or_insert_with(|| time.clone());
-            report.last_time = Some(time);
-            (report.records, report.head) = (seq, hex(&head));
-            if let Some((line, signed)) = checkpoints.get(&seq) {
-                if *signed != head {
-                    let what = "the signed hash of this record is another one: the log was written anew";
-                    return Err(problem("checkpoints.jsonl", *line, seq, what));
-                }
-                report.checkpoints += 1;
-            }
-            if options.expected_head.is_some_and(|(s, h)| s == seq && h != head) {
-                return Err(problem(&name, line_number, seq, "the record is not the expected one"));
-            }
+            (report.records, report.head) = (next.seq, hex(&next.hash));
         }
     }
-    let signed = checkpoints.last_key_value().map_or(0, |(s, _)| *s);
-    let expected = options.expected_head.map_or(0, |(s, _)| s);
-    if signed.max(expected) > seq {
-        let what =
-            format!("records up to {} existed and are gone: the log was truncated", signed.max(expected));
-        return Err(problem(&last.0, last.1, seq + 1, what));
+    match expected {
+        Some(e) if e.seq > chain.head.seq => {
+            let what = format!("records up to {} existed and are gone: the log was cut off", e.seq);
+            Err(finding(&last.0, last.1, chain.head.seq + 1, what))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// Checks one record against the one before it.
-fn record(name: &str, line_number: u64, line: &[u8], seq: u64, head: &Hash) -> Result<(u64, Hash), Stop> {
-    let parsed =
-        parse_line(line).map_err(|e| problem(name, line_number, seq + 1, format!("the record {e}")))?;
-    if chain(&parsed.prev, &line[..parsed.covered]) != parsed.hash {
-        return Err(problem(name, line_number, seq + 1, "the record has been edited: its hash does not fit"));
-    }
-    if parsed.seq != seq + 1 {
-        let what = format!("record {} stands where {} should: deleted or reordered", parsed.seq, seq + 1);
-        return Err(problem(name, line_number, seq + 1, what));
-    }
-    if parsed.prev != *head {
-        let what = "the record does not continue the one before it: the log was written anew up to here";
-        return Err(problem(name, line_number, seq + 1, what));
-    }
-    if serde_json::from_slice::<serde::de::IgnoredAny>(line).is_err() {
-        return Err(problem(name, line_number, seq + 1, "the record is not JSON"));
-    }
-    Ok((parsed.seq, parsed.hash))
+struct Chain {
+    id: String,
+    checkpoint_every: u64,
+    key: UnparsedPublicKey<[u8; 32]>,
+    head: Receipt,
 }
 
-/// Checkpoints by record, and their lines; a torn last line counts as absent.
-fn checkpoints(dir: &Path, id: &str, key: &[u8; 32]) -> Result<BTreeMap<u64, (u64, Hash)>, Stop> {
-    const NAME: &str = "checkpoints.jsonl";
-    let path = dir.join(NAME);
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(e) => return Err(AuditError::io("open", &path, e).into()),
-    };
-    let key = UnparsedPublicKey::new(&ED25519, key);
-    let mut lines = BufReader::new(file);
-    let mut out = BTreeMap::new();
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        let read = (&mut lines).take(4096).read_until(b'\n', &mut line);
-        if read.map_err(|e| AuditError::io("read", &path, e))? == 0 {
-            break;
+impl Chain {
+    /// Checks one record against the one before it, and counts it.
+    fn check(&self, bytes: &[u8], report: &mut VerifyReport) -> Result<Receipt, String> {
+        let line = Line::parse(bytes).map_err(|e| format!("the record {e}"))?;
+        if !line.is_consistent {
+            return Err("the record has been edited: its hash does not fit".into());
         }
-        if line.pop() != Some(b'\n') {
-            break;
+        if line.seq != self.head.seq + 1 {
+            return Err(format!(
+                "record {} stands where {} should: deleted or reordered",
+                line.seq,
+                self.head.seq + 1
+            ));
         }
-        let parsed: Option<Checkpoint> = serde_json::from_slice(&line).ok();
-        let Some(c) = parsed else {
-            // Torn by a crash and continued after it.
-            continue;
-        };
-        let hash: Option<Hash> = unhex(&c.hash);
-        let signature: Option<[u8; 64]> = unhex(&c.signature);
-        let (Some(hash), Some(signature)) = (hash, signature) else {
-            return Err(problem(NAME, number, c.seq, "the checkpoint is malformed"));
-        };
-        if key.verify(&signed_bytes(id, c.seq, &hash), &signature).is_err() {
-            return Err(problem(NAME, number, c.seq, "the checkpoint's signature does not fit"));
+        if line.prev != self.head.hash {
+            return Err(
+                "the record does not continue the one before it: the log was written anew up to here".into(),
+            );
         }
-        out.insert(c.seq, (number, hash));
+        if line.durable >= line.seq || serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_err() {
+            return Err("the record is not as the program writes it".into());
+        }
+        if line.kind == CHECKPOINT {
+            self.check_signature(&line)?;
+            (report.checkpoints, report.unsigned) = (report.checkpoints + 1, 0);
+        } else {
+            report.unsigned += 1;
+        }
+        if report.unsigned > self.checkpoint_every {
+            return Err(format!(
+                "no checkpoint stands here, though the header calls for one after {} records: the log was written anew",
+                self.checkpoint_every
+            ));
+        }
+        report.first_time.get_or_insert_with(|| line.time.to_owned());
+        report.last_time = Some(line.time.to_owned());
+        Ok(Receipt { seq: line.seq, hash: line.hash })
     }
-    Ok(out)
+
+    fn check_signature(&self, line: &Line<'_>) -> Result<(), String> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Data {
+            signature: String,
+        }
+        let data: Data =
+            serde_json::from_str(line.data).map_err(|e| format!("the checkpoint is malformed: {e}"))?;
+        let signature: [u8; 64] = unhex(&data.signature).ok_or("the checkpoint's signature is malformed")?;
+        let signed = signed_bytes(&self.id, line.seq, &line.prev);
+        self.key
+            .verify(&signed, &signature)
+            .map_err(|_| "the checkpoint's signature does not fit: the log was written anew".to_owned())
+    }
 }
