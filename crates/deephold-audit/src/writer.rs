@@ -14,7 +14,7 @@ use crate::format::{
     append_line, segment_name, segment_number, signed_bytes,
 };
 use crate::lines::Lines;
-use crate::log::{FsyncPolicy, Options};
+use crate::options::{FsyncPolicy, Options};
 use crate::storage::Storage;
 use crate::{AuditError, SigningKey, hex};
 

@@ -58,8 +58,8 @@ impl StepCostModel {
         }
         let x = work.features();
         if self.steps == 0 {
-            // Half for the weights, half for the tokens, until more is known.
-            self.coefficients = [seconds / 2.0, seconds / 2.0 / x[1], 0.0];
+            // All for the tokens until more is known: so the next steps are rather too small.
+            self.coefficients = [0.0, seconds / x[1], 0.0];
         }
         self.steps += 1;
         let weight = 1.0 / (seconds * seconds);
@@ -81,6 +81,11 @@ impl StepCostModel {
     /// Expected seconds of a step; 0 before any was seen.
     pub fn predict(&self, work: StepWork) -> f64 {
         self.coefficients.iter().zip(work.features()).map(|(c, x)| c * x).sum()
+    }
+
+    /// Expected seconds of a step apart from its tokens: reading the weights.
+    pub fn fixed(&self) -> f64 {
+        self.coefficients[0]
     }
 
     /// Expected seconds that `work` adds to a step.

@@ -12,27 +12,11 @@ use std::time::{Duration, Instant};
 
 use crate::mailbox::{ADDS_MAX, Command, Mailbox, Refused, Shutdown};
 use crate::request::{FinishReason, Request, RequestId, RequestOutput};
+use crate::sink::{Accepted, Delivery, OutputSink};
 use crate::{EngineCore, EngineError, EngineStats, StepOutput};
-
-/// Takes a request's outputs on the engine's thread, so it must not wait.
-pub type OutputSink = Box<dyn FnMut(RequestOutput) -> Delivery + Send>;
-
-/// Hears whether a request was accepted, on the engine's thread.
-pub type Accepted = Box<dyn FnOnce(Result<(), EngineError>) + Send>;
 
 /// Sees every step, on the engine's thread. One that panics is not called again.
 pub type StepObserver = Box<dyn FnMut(&StepOutput) + Send>;
-
-/// What a sink says of an output, which it has taken in any case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// More may come.
-    Ready,
-    /// The reader is slow: the request pauses until [`EngineHandle::resume`].
-    Pause,
-    /// The reader is gone: the request ends with [`FinishReason::Abort`], which the sink is not told.
-    Closed,
-}
 
 /// Runs an [`EngineCore`]. When it is dropped, the thread ends after the requests in it; [`Self::shutdown`] ends it sooner
 /// and waits for it.

@@ -25,6 +25,7 @@ mod runner;
 pub mod sampler;
 mod scheduler;
 mod sequence;
+mod sink;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -35,7 +36,7 @@ pub use constraint::{Constraint, TokenMask};
 pub use core::{EngineCore, EngineStats, StepOutput};
 pub use cost::{StepCostModel, StepWork};
 pub use error::EngineError;
-pub use handle::{Accepted, Delivery, EngineHandle, OutputSink, RequestStream, StepObserver};
+pub use handle::{EngineHandle, RequestStream, StepObserver};
 pub use kv_cache_manager::KvCacheManager;
 pub use machine::{Machine, MemoryBudget, MemoryLease, StepArbiter, StepPermit};
 pub use mailbox::Shutdown;
@@ -44,3 +45,4 @@ pub use request::{
     CacheSharing, FinishReason, Pooling, Request, RequestId, RequestOutput, SampledToken, SamplingParams,
 };
 pub use scheduler::{ScheduledSeq, Scheduler, SchedulerOutput};
+pub use sink::{Accepted, Delivery, OutputSink};

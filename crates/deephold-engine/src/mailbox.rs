@@ -7,8 +7,8 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::handle::{Accepted, OutputSink};
 use crate::request::{Request, RequestId};
+use crate::sink::{Accepted, OutputSink};
 
 /// New requests that may lie in the box; beyond them the engine is busy.
 pub(crate) const ADDS_MAX: usize = 4096;

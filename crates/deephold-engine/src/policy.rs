@@ -26,7 +26,8 @@ pub struct SchedulerPolicy {
     pub solo_target: Option<Duration>,
     /// Part of a step's prompt time that is kept from the oldest prompt while others wait; 0 to 0.9.
     pub newcomer_share: f64,
-    /// Tokens that a prompt is given at least, even where the step's target is then missed; at least 1.
+    /// Tokens that newcomers together are given at least in a step, even where its target is then missed; at least 1. The
+    /// oldest prompt is given at least one token, and as much time as reading the weights takes.
     pub min_chunk: usize,
     /// A waiting sequence of higher priority takes the place and the blocks of running ones of lower priority.
     pub preempt_for_priority: bool,

@@ -145,7 +145,10 @@ impl Scheduler {
         let mut kept = self.keep_for_newcomers(left, &prompts);
         // 1. The oldest prompt's part.
         if let Some(key) = prompts.first().copied() {
-            let own = Budget { floor: self.policy.min_chunk, ..left.less(kept) };
+            let mut own = Budget { floor: 1, ..left.less(kept) };
+            // As much time as a step costs anyway: where reading the weights takes longer than the target, prompts would
+            // otherwise crawl at the pace of decoding.
+            own.seconds = own.seconds.max(self.cost.fixed());
             left = left.less(self.advance_within(key, own, &mut out));
         }
         // 2. Those that can finish, the shortest first, then those that wait.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use deephold_base::TokenId;
 use deephold_engine::{Constraint, TokenMask};
-use deephold_tokenizer::Tokenizer;
+use deephold_tokenizer::{THINK_CLOSE, Tokenizer};
 use llguidance::Matcher;
 
-const CLOSE: &[u8] = b"</think>";
+const CLOSE: &[u8] = THINK_CLOSE.as_bytes();
 
 /// Where an answer begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use deephold_base::{ErrorCode, TokenId};
 use deephold_engine::Constraint;
-use deephold_tokenizer::{Dialect, Tokenizer};
+use deephold_tokenizer::{Dialect, THINK_OPEN, Tokenizer};
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
@@ -193,7 +193,7 @@ impl GrammarEngine {
             Thinking::Possible => Start::Either,
             Thinking::Closed => Start::Answer,
         };
-        let think_open = self.tokenizer.token_to_id("<think>");
+        let think_open = self.tokenizer.token_to_id(THINK_OPEN);
         let tokenizer = Arc::clone(&self.tokenizer);
         Ok(Box::new(Guided::new(tokenizer, matcher, self.stop_ids.clone(), start, trigger, think_open)))
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use deephold_kernels::{Act, Isa, Ops, PackedMatrix, PoolOptions, ThreadPool, ceilings};
+use deephold_kernels::{Activations, Isa, Ops, PackedMatrix, PoolOptions, ThreadPool, ceilings};
 use deephold_quant::DType;
 
 fn main() {
@@ -65,7 +65,7 @@ fn best(ops: &Ops, w: &PackedMatrix, t: usize, quick: bool) -> f64 {
     let (start, mut best, mut done) = (Instant::now(), f64::MAX, 0);
     while done < rounds || (done < 3 * rounds && start.elapsed().as_secs_f64() < seconds) {
         let round = Instant::now();
-        std::hint::black_box(ops.linear(w, &Act::new(&x)));
+        std::hint::black_box(ops.linear(w, &Activations::new(&x)));
         best = best.min(round.elapsed().as_secs_f64());
         done += 1;
     }

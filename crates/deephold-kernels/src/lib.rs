@@ -27,7 +27,7 @@ pub use cache::{CacheDType, CacheSpec, KvCache};
 pub use elementwise::EmbeddingTable;
 pub use error::KernelError;
 pub use isa::{Isa, UnknownIsa};
-pub use linear::{Act, PackedMatrix, RowsAre};
+pub use linear::{Activations, PackedMatrix, PairRows};
 pub use ops::Ops;
 pub use pool::{PoolOptions, ThreadPool};
 pub use rope::{RopeSlice, RopeStyle, RopeTable};

@@ -1,8 +1,8 @@
 //! Our own threads: a fork and join takes well under a microsecond while workers spin, and idle workers sleep.
 //!
-//! A job is open while `OPEN` is set in `state`; above that bit `state` counts the workers inside it. Workers join by
+//! A task_set is open while `OPEN` is set in `state`; above that bit `state` counts the workers inside it. Workers join by
 //! compare-and-swap, so that the caller, who works too, never waits for a worker that has not woken up: it takes all
-//! tasks itself, closes the job and waits only for those who joined.
+//! tasks itself, closes the task_set and waits only for those who joined.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -32,8 +32,8 @@ pub struct PoolOptions {
 
 type Task = dyn Fn(usize, usize) + Sync;
 
-struct Job {
-    /// Lifetime erased; valid while the job is open or a worker is inside.
+struct TaskSet {
+    /// Lifetime erased; valid while the task_set is open or a worker is inside.
     f: *const Task,
     tasks: usize,
 }
@@ -43,15 +43,15 @@ struct Shared {
     epoch: AtomicU64,
     next: AtomicUsize,
     stop: AtomicBool,
-    job: UnsafeCell<Job>,
+    task_set: UnsafeCell<TaskSet>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleeping: Vec<AtomicBool>,
 }
 
-// SAFETY: `job` is written only by the holder of `ThreadPool::submit` while `state` is 0, and read only by workers that
-// joined an open job; everything else is atomic or locked.
+// SAFETY: `task_set` is written only by the holder of `ThreadPool::submit` while `state` is 0, and read only by workers that
+// joined an open task_set; everything else is atomic or locked.
 unsafe impl Sync for Shared {}
-// SAFETY: the pointer in `job` is to a `Sync` closure, and is followed only while that closure is borrowed by `run`.
+// SAFETY: the pointer in `task_set` is to a `Sync` closure, and is followed only while that closure is borrowed by `run`.
 unsafe impl Send for Shared {}
 
 /// A fixed set of threads; the caller of `run` is worker 0.
@@ -74,7 +74,7 @@ impl ThreadPool {
             epoch: AtomicU64::new(0),
             next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
-            job: UnsafeCell::new(Job { f: &(|_, _| {}) as &Task as *const Task, tasks: 0 }),
+            task_set: UnsafeCell::new(TaskSet { f: &(|_, _| {}) as &Task as *const Task, tasks: 0 }),
             panic: Mutex::new(None),
             sleeping: (1..threads).map(|_| AtomicBool::new(false)).collect(),
         });
@@ -126,8 +126,8 @@ impl ThreadPool {
         // SAFETY: only the lifetime is erased, and this call outlives every use: below it waits until no worker is inside.
         let f: *const Task =
             unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync), *const Task>(f) };
-        // SAFETY: `state` is 0 (the last job drained) and `submit` is held, so nobody reads the job now.
-        unsafe { *shared.job.get() = Job { f, tasks } };
+        // SAFETY: `state` is 0 (the last task_set drained) and `submit` is held, so nobody reads the task_set now.
+        unsafe { *shared.task_set.get() = TaskSet { f, tasks } };
         shared.next.store(0, Ordering::Relaxed);
         shared.state.store(OPEN, Ordering::Release);
         shared.epoch.fetch_add(1, Ordering::SeqCst);
@@ -198,15 +198,15 @@ impl Shared {
 
     /// Takes tasks until none is left.
     fn work(&self, worker: usize) {
-        // SAFETY: the caller is `run` itself or a worker that joined: the job is not written until it left.
-        let job = unsafe { &*self.job.get() };
+        // SAFETY: the caller is `run` itself or a worker that joined: the task_set is not written until it left.
+        let task_set = unsafe { &*self.task_set.get() };
         // SAFETY: `run` keeps the closure borrowed until every worker left.
-        let f = unsafe { &*job.f };
+        let f = unsafe { &*task_set.f };
         WORKER.set(Some(worker));
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 let task = self.next.fetch_add(1, Ordering::Relaxed);
-                if task >= job.tasks {
+                if task >= task_set.tasks {
                     break;
                 }
                 f(task, worker);
@@ -215,7 +215,7 @@ impl Shared {
         WORKER.set(None);
         if let Err(payload) = result {
             // The others finish what they hold and find nothing more.
-            self.next.store(job.tasks, Ordering::Relaxed);
+            self.next.store(task_set.tasks, Ordering::Relaxed);
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
         }
     }

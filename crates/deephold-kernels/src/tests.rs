@@ -73,7 +73,11 @@ fn a_dense_product_is_one_chain_of_fused_multiply_adds() {
                 }
                 for ops in machines() {
                     let x = ops.tensor_from(rows, k, &x);
-                    assert_eq!(bits(&ops.linear(&w, &Act::new(&x))), expected, "{dtype:?} {n} {k} {rows}");
+                    assert_eq!(
+                        bits(&ops.linear(&w, &Activations::new(&x))),
+                        expected,
+                        "{dtype:?} {n} {k} {rows}"
+                    );
                 }
             }
         }
@@ -97,7 +101,7 @@ fn fp8_equals_its_decoded_matrix() {
     for ops in machines() {
         for rows in [1, 4, 9] {
             let x = ops.tensor_from(rows, k, &noise(4, rows * k));
-            let act = Act::new(&x);
+            let act = Activations::new(&x);
             assert_eq!(bits(&ops.linear(&packed, &act)), bits(&ops.linear(&plain, &act)));
         }
     }
@@ -220,7 +224,7 @@ fn experts_are_chosen_grouped_and_summed_by_rank() {
     let w: Vec<PackedMatrix> =
         (0..4).map(|e| PackedMatrix::pack_f32(pool, 1, 1, &[e as f32]).unwrap()).collect();
     let x = ops.tensor_from(2, 1, &[10.0, 100.0]);
-    let y = ops.moe_linear(&w, &Act::new(&x), &plan, RowsAre::Tokens);
+    let y = ops.moe_linear(&w, &Activations::new(&x), &plan, PairRows::PerToken);
     assert_eq!(y.data(), [20.0, 200.0, 30.0, 300.0]);
     let mut out = ops.zeros(2, 1);
     ops.moe_combine(&y, &plan, &mut out);

@@ -5,15 +5,14 @@
 use std::sync::Arc;
 
 use deephold_base::TokenId;
-use deephold_kernels::{Act, AttentionContext, CacheSpec, EmbeddingTable, Ops, PackedMatrix, Tensor};
+use deephold_kernels::{Activations, AttentionContext, CacheSpec, EmbeddingTable, Ops, PackedMatrix, Tensor};
 use deephold_quant::DType;
 use deephold_weights::Checkpoint;
 
-use crate::config::DecoderConfig;
+use crate::family::{Family, Layer};
 use crate::info::ModelInfo;
 use crate::layers::attention::GqaAttention;
 use crate::layers::columns::select_rows;
-use crate::layers::mla::MlaConfig;
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::RmsNorm;
 use crate::loader::Loader;
@@ -22,32 +21,6 @@ use crate::{Model, ModelError};
 
 /// Token id -> row.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-
-/// A validated configuration of one family.
-pub(crate) trait Family: Send + Sync {
-    /// What every decoder has.
-    fn decoder(&self) -> &DecoderConfig;
-    /// The tensors of one layer.
-    fn layer_tensors(&self, list: &mut TensorList<'_>, layer: usize);
-    /// What one layer keeps for each position.
-    fn layer_cache(&self, layer: usize) -> Vec<CacheSpec>;
-    /// Loads one layer.
-    fn load_layer(&self, l: &mut Loader<'_>, layer: usize) -> Result<Box<dyn Layer>, ModelError>;
-    /// Latent attention, whose `kv_b_proj` is packed head by head.
-    fn latent_attention(&self) -> Option<&MlaConfig> {
-        None
-    }
-    /// What a reader of `model inspect` should know.
-    fn notes(&self) -> Vec<String> {
-        Vec::new()
-    }
-}
-
-/// One layer on the residual stream.
-pub(crate) trait Layer: Send + Sync {
-    /// x [T, H] in place.
-    fn forward(&self, ctx: &AttentionContext<'_>, x: &mut Tensor);
-}
 
 /// Every tensor of a family, in the order of the forward pass.
 pub(crate) fn tensors(family: &dyn Family, list: &mut TensorList<'_>) {
@@ -137,7 +110,7 @@ impl Model for Decoder {
     }
 
     fn head(&self, ops: &Ops, hidden: &Tensor) -> Tensor {
-        ops.linear(&self.lm_head, &Act::new(hidden)) // [rows, V]
+        ops.linear(&self.lm_head, &Activations::new(hidden)) // [rows, V]
     }
 }
 
@@ -159,11 +132,11 @@ impl Layer for GqaLayer {
         let ops = ctx.ops();
         // 1. x += attention(norm(x))
         let normed = self.input_layernorm.forward(ops, x);
-        let attended = self.self_attn.forward(ctx, &Act::new(&normed));
+        let attended = self.self_attn.forward(ctx, &Activations::new(&normed));
         ops.add(x, &attended);
         // 2. x += mlp(norm(x))
         let normed = self.post_attention_layernorm.forward(ops, x);
-        let fed = self.mlp.forward(ops, &Act::new(&normed));
+        let fed = self.mlp.forward(ops, &Activations::new(&normed));
         ops.add(x, &fed);
     }
 }

@@ -4,11 +4,11 @@
 //! softmax routing, `greedy` (Lite) or limited to the groups with the best experts; yarn whose mscale enters the softmax
 //! scale. Refused: `norm_topk_prob`, where the published code and the reference disagree.
 
-use deephold_kernels::{Act, AttentionContext, CacheSpec, Tensor};
+use deephold_kernels::{Activations, AttentionContext, CacheSpec, Tensor};
 
 use crate::ModelError;
 use crate::config::{DecoderConfig, Section, only_layer_types};
-use crate::decoder::{Family, Layer};
+use crate::family::{Family, Layer};
 use crate::layers::mla::{Mla, MlaConfig};
 use crate::layers::moe::{FeedForward, MoeConfig};
 use crate::layers::norm::RmsNorm;
@@ -80,14 +80,14 @@ impl Layer for MlaLayer {
         let ops = ctx.ops();
         // 1. x += attention(norm(x)): latents and rope keys first go into the cache.
         let normed = self.input_layernorm.forward(ops, x);
-        let act = Act::new(&normed);
+        let act = Activations::new(&normed);
         let queries = self.self_attn.queries(ops, &act);
         self.self_attn.write(ctx, &act);
         let attended = self.self_attn.attend(ctx, queries.q, None);
         ops.add(x, &attended);
         // 2. x += experts(norm(x)), or a dense block in the first layers.
         let normed = self.post_attention_layernorm.forward(ops, x);
-        let fed = self.mlp.forward(ops, &Act::new(&normed));
+        let fed = self.mlp.forward(ops, &Activations::new(&normed));
         ops.add(x, &fed);
     }
 }

@@ -6,8 +6,8 @@
 
 use crate::ModelError;
 use crate::config::{DecoderConfig, Section, only_layer_types};
-use crate::decoder::Family;
 use crate::deepseek_v2::Config;
+use crate::family::Family;
 use crate::layers::mla::MlaConfig;
 use crate::layers::moe::MoeConfig;
 

@@ -8,12 +8,12 @@
 use std::sync::Arc;
 
 use deephold_kernels::{
-    Act, AttentionContext, CacheSpec, RopeSlice, RopeStyle, RopeTable, Selection, Tensor,
+    Activations, AttentionContext, CacheSpec, RopeSlice, RopeStyle, RopeTable, Selection, Tensor,
 };
 
 use crate::ModelError;
 use crate::config::{DIM_MAX, DecoderConfig, POSITIONS_MAX, Section, only_layer_types};
-use crate::decoder::{Family, Layer};
+use crate::family::{Family, Layer};
 use crate::layers::linear::Linear;
 use crate::layers::mla::{Mla, MlaConfig};
 use crate::layers::moe::{FeedForward, MoeConfig};
@@ -161,10 +161,10 @@ impl Indexer {
     }
 
     /// x [T, H] and the query latent [T, q_lora_rank] -> the positions that each row may attend to.
-    fn select(&self, ctx: &AttentionContext<'_>, x: &Act<'_>, latent: &Tensor) -> Selection {
+    fn select(&self, ctx: &AttentionContext<'_>, x: &Activations<'_>, latent: &Tensor) -> Selection {
         let (ops, c) = (ctx.ops(), &self.config);
         // 1. Queries [T, Hi*Di] from the latent, keys [T, Di] from x through a LayerNorm; rope on their first columns.
-        let mut q = self.wq_b.forward(ops, &Act::new(latent));
+        let mut q = self.wq_b.forward(ops, &Activations::new(latent));
         let mut k = self.k_norm.forward(ops, &self.wk.forward(ops, x));
         let slice = |heads| RopeSlice { col0: 0, stride: c.index_head_dim, heads, dim: c.qk_rope_head_dim };
         ops.rope(&mut q, slice(c.index_n_heads), ctx.positions(), &self.rope, RopeStyle::Half);
@@ -191,7 +191,7 @@ impl Layer for SparseLayer {
         let ops = ctx.ops();
         // 1. x += attention(norm(x)) over the positions that the indexer selects.
         let normed = self.input_layernorm.forward(ops, x);
-        let act = Act::new(&normed);
+        let act = Activations::new(&normed);
         let queries = self.self_attn.queries(ops, &act);
         self.self_attn.write(ctx, &act);
         let selection = queries.latent.as_ref().map(|latent| self.indexer.select(ctx, &act, latent));
@@ -199,7 +199,7 @@ impl Layer for SparseLayer {
         ops.add(x, &attended);
         // 2. x += experts(norm(x)), or a dense block in the first layers.
         let normed = self.post_attention_layernorm.forward(ops, x);
-        let fed = self.mlp.forward(ops, &Act::new(&normed));
+        let fed = self.mlp.forward(ops, &Activations::new(&normed));
         ops.add(x, &fed);
     }
 }

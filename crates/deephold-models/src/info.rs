@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use deephold_kernels::{CacheDType, CacheSpec};
 use deephold_weights::Checkpoint;
+use deephold_weights::verify::ExpectedTensor;
 
-use crate::decoder::Family;
-use crate::tensors::{ExpectedTensor, ignored_tensor};
+use crate::family::Family;
+use crate::tensors::ignored_tensor;
 
 /// Sizes and remarks of a model.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -10,6 +10,7 @@
 mod config;
 mod decoder;
 mod error;
+mod family;
 mod info;
 mod layers;
 mod loader;
@@ -31,14 +32,17 @@ use std::sync::Arc;
 use deephold_base::TokenId;
 use deephold_kernels::{AttentionContext, CacheSpec, Ops, Tensor};
 use deephold_weights::Checkpoint;
+use deephold_weights::fp8::Fp8Config;
 
+pub use deephold_weights::verify::ExpectedTensor;
 pub use error::ModelError;
 pub use info::{Description, FormatShare, ModelInfo};
 pub use loader::{LoadOptions, Progress};
-pub use tensors::{ExpectedTensor, ignored_tensor};
+pub use tensors::ignored_tensor;
 
-use config::{Section, fp8_block};
-use decoder::{Decoder, Family};
+use config::Section;
+use decoder::Decoder;
+use family::Family;
 use loader::Loader;
 use tensors::TensorList;
 
@@ -118,7 +122,7 @@ pub fn load(
     };
     let stored = |t: &ExpectedTensor| checkpoint.tensor(&t.name).map_or(0, |v| v.bytes().len() as u64);
     let total_bytes = list.items.iter().filter(|t| !stays(t)).map(stored).sum();
-    let mut loader = Loader::new(checkpoint, ops, options, opened.fp8_block, total_bytes, progress);
+    let mut loader = Loader::new(checkpoint, ops, options, total_bytes, progress);
     Ok(Box::new(Decoder::load(checkpoint, &*opened.family, &mut loader, info)?))
 }
 
@@ -183,7 +187,8 @@ fn open(checkpoint: &Checkpoint) -> Result<Opened, ModelError> {
     let c = Section::root(checkpoint.config())?;
     let architecture = architecture(&c)?;
     let family = parse_family(&c, &architecture)?;
-    Ok(Opened { architecture, family, fp8_block: fp8_block(&c)? })
+    let fp8_block = Fp8Config::parse(checkpoint.config())?.map(|c| c.block);
+    Ok(Opened { architecture, family, fp8_block })
 }
 
 /// `architectures[0]`, else `model_type`.

@@ -7,7 +7,8 @@ use deephold_kernels::CacheSpec;
 
 use crate::ModelError;
 use crate::config::{DecoderConfig, GqaConfig, Section};
-use crate::decoder::{Family, GqaLayer, Layer};
+use crate::decoder::GqaLayer;
+use crate::family::{Family, Layer};
 use crate::layers::attention::{GqaAttention, GqaOptions};
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::RmsNorm;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use deephold_kernels::{Ops, PackedMatrix, RopeStyle, RopeTable};
 use deephold_quant::DType;
+use deephold_weights::fp8::Fp8Scale;
 use deephold_weights::{Checkpoint, RopeStyleHint, TensorView};
 
 use crate::ModelError;
-use crate::layers::mla::MlaConfig;
-use crate::layers::rope::RopeConfig;
+use crate::config::rope::RopeConfig;
 
 /// How to load.
 #[derive(Clone, Debug, Default)]
@@ -27,12 +27,32 @@ pub struct Progress {
     pub total_bytes: u64,
 }
 
+/// Sizes of latent attention's heads.
+#[derive(Clone, Copy)]
+pub(crate) struct LatentSizes {
+    /// Nq.
+    pub(crate) heads: usize,
+    /// R.
+    pub(crate) rank: usize,
+    /// Columns of a head's key without rope.
+    pub(crate) nope: usize,
+    /// Columns of a head's value.
+    pub(crate) v: usize,
+}
+
+/// `kv_b_proj`, split so that attention can run in the latent space.
+pub(crate) struct LatentHeads {
+    /// W_UK^T, Nq matrices [R, nope].
+    pub(crate) uk: Vec<PackedMatrix>,
+    /// W_UV, Nq matrices [v, R].
+    pub(crate) uv: Vec<PackedMatrix>,
+}
+
 /// Packs tensors and counts.
 pub(crate) struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     ops: &'a Ops,
     options: &'a LoadOptions,
-    fp8_block: Option<(usize, usize)>,
     progress: &'a mut dyn FnMut(Progress),
     state: Progress,
     ropes: Vec<(RopeConfig, Arc<RopeTable>)>,
@@ -45,12 +65,11 @@ impl<'a> Loader<'a> {
         checkpoint: &'a Checkpoint,
         ops: &'a Ops,
         options: &'a LoadOptions,
-        fp8_block: Option<(usize, usize)>,
         total_bytes: u64,
         progress: &'a mut dyn FnMut(Progress),
     ) -> Self {
         let state = Progress { done_bytes: 0, total_bytes };
-        Self { checkpoint, ops, options, fp8_block, progress, state, ropes: Vec::new(), packed_bytes: 0 }
+        Self { checkpoint, ops, options, progress, state, ropes: Vec::new(), packed_bytes: 0 }
     }
 
     /// A matrix [n, k] as stored, or quantised where the options ask for it.
@@ -106,19 +125,18 @@ impl<'a> Loader<'a> {
         Ok(out)
     }
 
-    /// W_UK^T, Nq matrices [R, nope], and W_UV, Nq matrices [v, R]; see `layers::mla`.
-    #[allow(clippy::type_complexity)]
+    /// The two halves of `kv_b_proj`, head by head; see `layers::mla`.
     pub(crate) fn latent_heads(
         &mut self,
         attention: &str,
-        c: &MlaConfig,
-    ) -> Result<(Vec<PackedMatrix>, Vec<PackedMatrix>), ModelError> {
-        let (heads, r, nope, v) = (c.heads, c.kv_lora_rank, c.qk_nope_head_dim, c.v_head_dim);
+        sizes: LatentSizes,
+    ) -> Result<LatentHeads, ModelError> {
+        let LatentSizes { heads, rank: r, nope, v } = sizes;
         let k_b = format!("{attention}.k_b_proj.weight");
         if self.checkpoint.tensor(&k_b).is_some() {
             let uk = self.merged_heads(&k_b, heads, r, nope)?;
             let uv = self.merged_heads(&format!("{attention}.v_b_proj.weight"), heads, v, r)?;
-            return Ok((uk, uv));
+            return Ok(LatentHeads { uk, uv });
         }
         let name = format!("{attention}.kv_b_proj.weight");
         let view = self.view(&name, &[heads * (nope + v), r])?;
@@ -144,7 +162,7 @@ impl<'a> Loader<'a> {
             }
         }
         self.count(view.bytes().len());
-        Ok((uk, uv))
+        Ok(LatentHeads { uk, uv })
     }
 
     /// One table for all layers that turn alike.
@@ -196,8 +214,9 @@ impl<'a> Loader<'a> {
             let values = self.dequantized(name, view, n, k)?;
             return self.quantized(&values, n, k, to);
         }
-        let (block, scales) = self.fp8_scales(name, n, k)?;
-        let packed = PackedMatrix::pack_fp8(self.ops.pool(), n, k, view.bytes(), &scales, block)?;
+        let scale = self.fp8_scale(name)?;
+        let packed =
+            PackedMatrix::pack_fp8(self.ops.pool(), n, k, view.bytes(), &scale.scale_inv, scale.block)?;
         self.packed_bytes += packed.bytes() as u64;
         Ok(packed)
     }
@@ -256,32 +275,22 @@ impl<'a> Loader<'a> {
         n: usize,
         k: usize,
     ) -> Result<Vec<f32>, ModelError> {
+        if view.info().dtype == DType::F8E4M3 {
+            return Ok(self.checkpoint.tensor_f32(name)?);
+        }
         let mut values = vec![0f32; n * k];
         deephold_quant::dequantize(view.info().dtype, view.bytes(), &mut values)?;
-        if view.info().dtype == DType::F8E4M3 {
-            let ((rows, cols), scales) = self.fp8_scales(name, n, k)?;
-            let scales_a_row = k.div_ceil(cols);
-            for (i, row) in values.chunks_exact_mut(k).enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    *value *= scales[i / rows * scales_a_row + j / cols];
-                }
-            }
-        }
         Ok(values)
     }
 
-    /// `<name>_scale_inv`, one number a block.
-    fn fp8_scales(&self, name: &str, n: usize, k: usize) -> Result<((usize, usize), Vec<f32>), ModelError> {
-        let missing =
-            |hint: &str| ModelError::Format { name: name.into(), dtype: "F8_E4M3", hint: hint.into() };
-        let block = self
-            .fp8_block
-            .ok_or_else(|| missing("config.json has no quantization_config with its block size"))?;
-        let scale_name = format!("{name}_scale_inv");
-        let shape = [n.div_ceil(block.0), k.div_ceil(block.1)];
-        let scales = self.view(&scale_name, &shape)?.to_f32()?;
-        finite(&scale_name, &scales)?;
-        Ok((block, scales))
+    /// The block scales of an FP8 matrix.
+    fn fp8_scale(&self, name: &str) -> Result<Fp8Scale, ModelError> {
+        let not_fp8 = || ModelError::Format {
+            name: name.into(),
+            dtype: "F8_E4M3",
+            hint: "it has no block scales".into(),
+        };
+        self.checkpoint.fp8_scale(name)?.ok_or_else(not_fp8)
     }
 
     fn view(&self, name: &str, shape: &[usize]) -> Result<TensorView<'a>, ModelError> {

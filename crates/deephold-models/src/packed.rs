@@ -3,10 +3,11 @@
 use deephold_kernels::PackedMatrix;
 use deephold_quant::DType;
 use deephold_weights::Checkpoint;
+use deephold_weights::verify::ExpectedTensor;
 
 use crate::LoadOptions;
-use crate::decoder::{EMBEDDING, Family};
-use crate::tensors::ExpectedTensor;
+use crate::decoder::EMBEDDING;
+use crate::family::Family;
 
 pub(crate) fn bytes(
     checkpoint: &Checkpoint,

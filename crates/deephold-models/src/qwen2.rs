@@ -5,7 +5,7 @@
 
 use crate::ModelError;
 use crate::config::{DecoderConfig, GqaConfig, Section};
-use crate::decoder::Family;
+use crate::family::Family;
 use crate::layers::attention::GqaOptions;
 use crate::llama::Config;
 

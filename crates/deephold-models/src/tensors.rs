@@ -1,28 +1,21 @@
 //! Which tensors a configuration calls for: the one list that loading checks and `model verify` prints.
 
 use deephold_weights::Checkpoint;
+use deephold_weights::verify::ExpectedTensor;
 
 use crate::ModelError;
-use crate::layers::moe::MoeConfig;
 
-/// A tensor that the configuration calls for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExpectedTensor {
-    /// Hugging Face name.
-    pub name: String,
-    /// Outermost dimension first.
-    pub shape: Vec<usize>,
-    /// The model also works without it.
-    pub optional: bool,
-    /// A token uses the first of these in the second of them (experts); 1 of 1 for everything else.
-    pub active_share: (usize, usize),
-}
-
-impl ExpectedTensor {
-    /// How many values it has.
-    pub fn elements(&self) -> u64 {
-        self.shape.iter().map(|d| *d as u64).product()
-    }
+/// Sizes of a layer's routed experts.
+#[derive(Clone, Copy)]
+pub(crate) struct ExpertSizes {
+    /// E.
+    pub(crate) experts: usize,
+    /// Experts that a token uses.
+    pub(crate) active: usize,
+    /// I of one expert.
+    pub(crate) intermediate: usize,
+    /// H.
+    pub(crate) hidden: usize,
 }
 
 /// Collects them; knows what the checkpoint holds, since some tensors come in one of two layouts.
@@ -68,9 +61,9 @@ impl<'a> TensorList<'a> {
     }
 
     /// Experts, one tensor each or merged as GGUF has them.
-    pub(crate) fn experts(&mut self, name: &str, c: &MoeConfig, hidden: usize) {
-        let (e, i) = (c.n_routed_experts, c.moe_intermediate_size);
-        let share = (c.num_experts_per_tok, e);
+    pub(crate) fn experts(&mut self, name: &str, sizes: ExpertSizes) {
+        let ExpertSizes { experts: e, active, intermediate: i, hidden } = sizes;
+        let share = (active, e);
         for (proj, n, k) in [("gate_proj", i, hidden), ("up_proj", i, hidden), ("down_proj", hidden, i)] {
             let merged = format!("{name}.{proj}.weight");
             if self.holds(&merged) {

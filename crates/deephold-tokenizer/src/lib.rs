@@ -25,6 +25,6 @@ pub use chat::{ChatFormat, ChatTemplate, DeepSeekEncoding, RenderOptions};
 pub use detokenizer::Detokenizer;
 pub use dialect::{AnswerEvent, AnswerParser, Dialect, DsmlSection, ParsedAnswer, ToolCall, parse_answer};
 pub use error::TokenizerError;
-pub use reasoning::{ReasoningSplitter, Segment};
+pub use reasoning::{ReasoningSplitter, Segment, THINK_CLOSE, THINK_OPEN};
 pub use stop::{StopMatcher, Stopped};
 pub use tokenizer::Tokenizer;

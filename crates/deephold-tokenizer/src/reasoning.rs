@@ -3,9 +3,9 @@
 use crate::held::Held;
 
 /// Opens the thinking.
-pub(crate) const OPEN: &str = "<think>";
+pub const THINK_OPEN: &str = "<think>";
 /// Ends it.
-pub(crate) const CLOSE: &str = "</think>";
+pub const THINK_CLOSE: &str = "</think>";
 
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,9 +44,9 @@ impl ReasoningSplitter {
     /// `prompt` decides where the answer begins: a template may have opened the thinking, or closed it.
     pub fn after_prompt(prompt: &str) -> Self {
         let tail = prompt.trim_end();
-        let state = if tail.ends_with(OPEN) {
+        let state = if tail.ends_with(THINK_OPEN) {
             State::Reasoning
-        } else if tail.ends_with(CLOSE) {
+        } else if tail.ends_with(THINK_CLOSE) {
             State::Content
         } else {
             State::Start
@@ -98,13 +98,13 @@ impl ReasoningSplitter {
                 let rest = &self.held.rest()[self.scanned..];
                 let text = rest.trim_start();
                 self.scanned += rest.len() - text.len();
-                if text.starts_with(OPEN) {
-                    self.held.take(self.scanned + OPEN.len());
+                if text.starts_with(THINK_OPEN) {
+                    self.held.take(self.scanned + THINK_OPEN.len());
                     self.scanned = 0;
                     self.state = State::Reasoning;
                     return true;
                 }
-                if OPEN.starts_with(text) {
+                if THINK_OPEN.starts_with(text) {
                     return false;
                 }
                 self.state = State::Content;
@@ -133,7 +133,7 @@ impl ReasoningSplitter {
             self.drop_line_breaks();
             self.fresh = self.held.is_empty();
         }
-        let all = [CLOSE, self.also_ends.unwrap_or(CLOSE)];
+        let all = [THINK_CLOSE, self.also_ends.unwrap_or(THINK_CLOSE)];
         let marks = if self.also_ends.is_some() { &all[..] } else { &all[..1] };
         let from = self.scanned;
         let found = self.held.find(marks, from);
@@ -149,7 +149,7 @@ impl ReasoningSplitter {
             return false;
         };
         // The closing mark is taken; another mark belongs to what follows.
-        self.held.take(at - inside + if which == 0 { CLOSE.len() } else { 0 });
+        self.held.take(at - inside + if which == 0 { THINK_CLOSE.len() } else { 0 });
         self.scanned = 0;
         self.state = State::Gap;
         true

@@ -18,7 +18,7 @@ pub mod verify;
 mod vocab;
 
 pub use checkpoint::{
-    Checkpoint, FileInfo, Kind, Problem, ProblemKind, RopeStyleHint, TensorInfo, TensorView,
+    Checkpoint, FileInfo, Finding, FindingKind, Kind, RopeStyleHint, TensorInfo, TensorView,
 };
 pub use error::WeightsError;
 pub use vocab::GgufVocab;

@@ -85,7 +85,7 @@ fn request(id: u64, prompt: usize, max_tokens: usize) -> Request {
 fn a_long_prompt_neither_stops_the_others_nor_is_stopped() {
     let policy = SchedulerPolicy::default();
     let target = policy.step_target.unwrap();
-    // From fast to slow machines; on the slowest, `min_chunk` for the oldest and for newcomers takes 75 ms of the target's 100.
+    // From fast to slow machines.
     for seconds in [SECONDS, [0.002, 0.0001, 1e-8], [0.030, 0.001, 0.0]] {
         for arrival in [3, 40, 80] {
             let (mut core, clock) = timed(policy.clone(), seconds);
@@ -175,7 +175,7 @@ fn the_targets_are_knobs() {
             core.add_request(request(0, 1, 10_000)).unwrap();
         }
         core.add_request(request(1, 8_000, 1)).unwrap();
-        (0..4).for_each(|_| _ = core.step());
+        (0..10).for_each(|_| _ = core.step());
         (0..10).map(|_| core.step().duration).max().unwrap()
     };
     let millis = Duration::from_millis;
@@ -190,10 +190,10 @@ fn the_targets_are_knobs() {
     // 512 tokens take 266 ms, whatever waits.
     let unlimited = longest(SchedulerPolicy::throughput(), true);
     assert!(unlimited > millis(260), "{unlimited:?}");
-    // Below what `min_chunk` takes the target is missed, by no more.
+    // A target below what reading the weights takes (10 ms) is missed: the prompt gets about as much time again.
     let tiny = SchedulerPolicy { step_target: Some(millis(1)), min_chunk: 20, ..base.clone() };
     let beside = longest(tiny.clone(), true);
-    assert!(beside > millis(15) && beside < millis(24), "{beside:?}");
+    assert!(beside > millis(15) && beside < millis(40), "{beside:?}");
     for policy in [
         SchedulerPolicy { step_target: Some(Duration::ZERO), ..base.clone() },
         SchedulerPolicy { min_chunk: 0, ..base },

@@ -149,15 +149,25 @@ impl AttentionContext<'_> {
         let tasks = self.tasks(kv_heads);
         self.ops.pool().run(tasks.len(), &|task, _| {
             let (rows, head) = tasks[task].clone();
-            let job = Job { ctx: self, layer, q, scale, value_spec, value_width, selection, head, group };
+            let attention = AttentionTasks {
+                ctx: self,
+                layer,
+                q,
+                scale,
+                value_spec,
+                value_width,
+                selection,
+                head,
+                group,
+            };
             let cols = heads * value_width;
             // SAFETY: a task owns its rows' columns of its heads; tasks of other heads of the same rows own the others.
             let out = |row: usize, h: usize| unsafe {
                 shared.slice(row * cols + (head * group + h) * value_width, value_width)
             };
             match self.cache.dtype() {
-                CacheDType::F32 => job.run::<AsF32>(rows, out),
-                CacheDType::F16 => job.run::<AsF16>(rows, out),
+                CacheDType::F32 => attention.run::<AsF32>(rows, out),
+                CacheDType::F16 => attention.run::<AsF16>(rows, out),
             }
         });
         out
@@ -177,7 +187,7 @@ impl AttentionContext<'_> {
     }
 }
 
-struct Job<'a> {
+struct AttentionTasks<'a> {
     ctx: &'a AttentionContext<'a>,
     layer: usize,
     q: &'a Tensor,
@@ -189,7 +199,7 @@ struct Job<'a> {
     group: usize,
 }
 
-impl Job<'_> {
+impl AttentionTasks<'_> {
     fn run<'o, E: Entry>(&self, rows: std::ops::Range<usize>, out: impl Fn(usize, usize) -> &'o mut [f32]) {
         let mut states: Vec<State> =
             (0..rows.len() * self.group).map(|_| State { max: f32::NEG_INFINITY, sum: 0.0 }).collect();

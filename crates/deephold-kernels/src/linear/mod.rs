@@ -14,7 +14,7 @@ use crate::route::ExpertPlan;
 use crate::tensor::SharedOut;
 use crate::{KernelError, Ops, Tensor, ThreadPool};
 use dense::DenseMatrix;
-use quant::{ActKind, ActRows, QuantAct, QuantMatrix};
+use quant::{ActivationBlocks, InputRows, QuantMatrix, QuantizedActivations};
 
 /// Output rows a panel.
 pub(crate) const PANEL: usize = 16;
@@ -131,16 +131,16 @@ impl PackedMatrix {
 }
 
 /// Activations [T, K] and, once a product asked for them, their int8 forms: products that share an input share those.
-pub struct Act<'a> {
+pub struct Activations<'a> {
     x: &'a Tensor,
-    b32: OnceLock<QuantAct>,
-    k256: OnceLock<QuantAct>,
+    of_32: OnceLock<QuantizedActivations>,
+    of_256: OnceLock<QuantizedActivations>,
 }
 
-impl<'a> Act<'a> {
+impl<'a> Activations<'a> {
     /// Wraps a tensor; nothing is computed yet.
     pub fn new(x: &'a Tensor) -> Self {
-        Self { x, b32: OnceLock::new(), k256: OnceLock::new() }
+        Self { x, of_32: OnceLock::new(), of_256: OnceLock::new() }
     }
 
     /// The f32 values.
@@ -148,45 +148,52 @@ impl<'a> Act<'a> {
         self.x
     }
 
-    fn quant(&self, ops: &Ops, kind: ActKind) -> &QuantAct {
+    fn quant(&self, ops: &Ops, kind: ActivationBlocks) -> &QuantizedActivations {
         let cell = match kind {
-            ActKind::B32 => &self.b32,
-            ActKind::K256 => &self.k256,
+            ActivationBlocks::Of32 => &self.of_32,
+            ActivationBlocks::Of256 => &self.of_256,
         };
         cell.get_or_init(|| {
-            QuantAct::new(ops.pool(), ops.isa(), kind, self.x.data(), self.x.rows(), self.x.cols())
+            QuantizedActivations::new(
+                ops.pool(),
+                ops.isa(),
+                kind,
+                self.x.data(),
+                self.x.rows(),
+                self.x.cols(),
+            )
         })
     }
 }
 
 /// What the rows of an expert product's input are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowsAre {
-    /// One a token: each pair reads its token's row.
-    Tokens,
-    /// One a pair of token and expert, in the plan's order.
-    Pairs,
+pub enum PairRows {
+    /// One for each token: a pair of token and expert reads its token's row.
+    PerToken,
+    /// One for each pair of token and expert, in the plan's order.
+    PerExpertPair,
 }
 
 /// One product within a call: a matrix, the input rows it reads, and where its output goes.
-struct Job<'a> {
+struct Product<'a> {
     w: &'a PackedMatrix,
-    x: &'a Act<'a>,
-    rows: ActRows<'a>,
+    x: &'a Activations<'a>,
+    rows: InputRows<'a>,
     row0: usize,
     col0: usize,
 }
 
 impl Ops {
     /// y[T, N] = x W^T.
-    pub fn linear(&self, w: &PackedMatrix, x: &Act<'_>) -> Tensor {
+    pub fn linear(&self, w: &PackedMatrix, x: &Activations<'_>) -> Tensor {
         let mut y = self.dirty(x.x.rows(), w.n);
-        self.run_jobs(&[Job { w, x, rows: ActRows::All, row0: 0, col0: 0 }], &mut y);
+        self.run_products(&[Product { w, x, rows: InputRows::All, row0: 0, col0: 0 }], &mut y);
         y
     }
 
     /// y[T, N] = x W^T + bias.
-    pub fn linear_bias(&self, w: &PackedMatrix, x: &Act<'_>, bias: Option<&[f32]>) -> Tensor {
+    pub fn linear_bias(&self, w: &PackedMatrix, x: &Activations<'_>, bias: Option<&[f32]>) -> Tensor {
         let mut y = self.linear(w, x);
         if let Some(bias) = bias {
             assert_eq!(bias.len(), w.n, "a bias of another length");
@@ -206,76 +213,91 @@ impl Ops {
             let (head, token) = (i / t, i % t);
             row.copy_from_slice(&x.row(token)[head * k..][..k]);
         });
-        let act = Act::new(&slices);
+        let act = Activations::new(&slices);
         let lists: Vec<Vec<u32>> = (0..heads).map(|h| (0..t).map(|i| (h * t + i) as u32).collect()).collect();
         let n = ws.first().map_or(0, |w| w.n);
-        let jobs: Vec<Job<'_>> = ws
+        let products: Vec<Product<'_>> = ws
             .iter()
             .zip(&lists)
             .enumerate()
-            .map(|(h, (w, list))| Job { w, x: &act, rows: ActRows::List(list), row0: 0, col0: h * n })
+            .map(|(h, (w, list))| Product { w, x: &act, rows: InputRows::List(list), row0: 0, col0: h * n })
             .collect();
         let mut y = self.dirty(t, heads * n);
-        self.run_jobs(&jobs, &mut y);
+        self.run_products(&products, &mut y);
         y
     }
 
     /// Each pair of `plan` through its expert's matrix: [pairs, N], rows in the plan's order.
-    pub fn moe_linear(&self, ws: &[PackedMatrix], x: &Act<'_>, plan: &ExpertPlan, rows: RowsAre) -> Tensor {
+    pub fn moe_linear(
+        &self,
+        ws: &[PackedMatrix],
+        x: &Activations<'_>,
+        plan: &ExpertPlan,
+        rows: PairRows,
+    ) -> Tensor {
         let n = ws.first().map_or(0, |w| w.n);
         let pairs: Vec<u32> = (0..plan.row_tokens().len() as u32).collect();
         let source = match rows {
-            RowsAre::Tokens => plan.row_tokens(),
-            RowsAre::Pairs => &pairs,
+            PairRows::PerToken => plan.row_tokens(),
+            PairRows::PerExpertPair => &pairs,
         };
-        let jobs: Vec<Job<'_>> = plan
+        let products: Vec<Product<'_>> = plan
             .groups()
             .iter()
-            .map(|(expert, range)| Job {
+            .map(|(expert, range)| Product {
                 w: &ws[*expert],
                 x,
-                rows: ActRows::List(&source[range.clone()]),
+                rows: InputRows::List(&source[range.clone()]),
                 row0: range.start,
                 col0: 0,
             })
             .collect();
         let mut y = self.dirty(pairs.len(), n);
-        self.run_jobs(&jobs, &mut y);
+        self.run_products(&products, &mut y);
         y
     }
 
     /// Runs all products as one set of tasks, so that small ones share the threads.
-    fn run_jobs(&self, jobs: &[Job<'_>], y: &mut Tensor) {
+    fn run_products(&self, products: &[Product<'_>], y: &mut Tensor) {
         let stride = y.cols();
         if y.rows() == 0 || stride == 0 {
             return;
         }
         let out = SharedOut::new(y.data_mut());
         // Int8 forms are made here, before the tasks, so that making them runs on all threads.
-        for job in jobs {
-            assert_eq!(job.w.k, job.x.x.cols(), "activations of another width");
-            if let Form::Quant(m) = &job.w.form {
-                job.x.quant(self, m.act_kind());
+        for product in products {
+            assert_eq!(product.w.k, product.x.x.cols(), "activations of another width");
+            if let Form::Quant(m) = &product.w.form {
+                product.x.quant(self, m.activation_blocks());
             }
         }
         // About eight tasks a thread: small enough to balance, large enough to stream.
-        let total: usize = jobs.iter().map(|j| j.w.panels()).sum();
+        let total: usize = products.iter().map(|p| p.w.panels()).sum();
         let chunk = total.div_ceil(8 * self.pool().threads()).max(1);
         let mut tasks = Vec::new();
-        for (j, job) in jobs.iter().enumerate() {
-            let panels = job.w.panels();
-            tasks.extend((0..panels).step_by(chunk).map(|p| (j, p..(p + chunk).min(panels))));
+        for (i, product) in products.iter().enumerate() {
+            let panels = product.w.panels();
+            tasks.extend((0..panels).step_by(chunk).map(|p| (i, p..(p + chunk).min(panels))));
         }
         self.pool().run(tasks.len(), &|task, _| {
-            let (j, panels) = tasks[task].clone();
-            let job = &jobs[j];
-            match &job.w.form {
+            let (i, panels) = tasks[task].clone();
+            let product = &products[i];
+            match &product.w.form {
                 Form::Dense(m) => {
-                    m.gemm(self.isa(), job.x.x, job.rows, panels, out, job.row0, job.col0, stride);
+                    m.gemm(
+                        self.isa(),
+                        product.x.x,
+                        product.rows,
+                        panels,
+                        out,
+                        product.row0,
+                        product.col0,
+                        stride,
+                    );
                 }
                 Form::Quant(m) => {
-                    let act = job.x.quant(self, m.act_kind());
-                    m.gemm(self.isa(), act, job.rows, panels, out, job.row0, job.col0, stride);
+                    let act = product.x.quant(self, m.activation_blocks());
+                    m.gemm(self.isa(), act, product.rows, panels, out, product.row0, product.col0, stride);
                 }
             }
         });

@@ -3,15 +3,17 @@
 //! Two spellings are in the wild: the older one (`rope_theta` beside `rope_scaling`) and the newer one
 //! (`rope_parameters`). Both give the same types.
 
-mod section;
+pub(crate) mod rope;
+pub(crate) mod section;
 
 use deephold_kernels::CacheSpec;
-use serde_json::Value;
+use deephold_weights::fp8::Fp8Config;
+use serde_json::json;
 
 pub(crate) use section::{DIM_MAX, EXPERTS_MAX, LAYERS_MAX, POSITIONS_MAX, Section, VOCAB_MAX};
 
 use crate::ModelError;
-use crate::layers::rope::RopeConfig;
+use rope::RopeConfig;
 
 /// What every decoder has.
 #[derive(Clone, Debug, PartialEq)]
@@ -122,35 +124,10 @@ pub(crate) fn only_layer_types(c: &Section<'_>, d: &DecoderConfig, only: &str) -
     }
 }
 
-/// FP8 in blocks of 128 x 128 is read; other packings of other tools are not.
+/// FP8 in blocks is read; other packings of other tools are not.
 fn check_quantization(c: &Section<'_>) -> Result<(), ModelError> {
-    let Some(q) = c.object("quantization_config")? else { return Ok(()) };
-    q.only_text(
-        "quant_method",
-        &["fp8"],
-        "convert the published bf16 or FP8 weights with `deephold quantize`, or use a GGUF file",
-    )?;
-    q.only_text("fmt", &["e4m3"], "only E4M3 is read")?;
-    fp8_block(c)?;
-    Ok(())
-}
-
-/// Rows and columns that share one `weight_scale_inv`; `None` without `quantization_config`.
-pub(crate) fn fp8_block(c: &Section<'_>) -> Result<Option<(usize, usize)>, ModelError> {
-    let Some(q) = c.object("quantization_config")? else { return Ok(None) };
-    let Some(value) = q.value("weight_block_size") else {
-        return Err(q.unsupported(
-            "weight_block_size",
-            "null",
-            "FP8 weights need block scales, [128, 128] as published",
-        ));
-    };
-    let side = |v: &Value| v.as_u64().filter(|n| (1..=65536).contains(n)).map(|n| n as usize);
-    match value.as_array().map(Vec::as_slice) {
-        Some([rows, cols]) => side(rows)
-            .zip(side(cols))
-            .map(Some)
-            .ok_or_else(|| q.bad("weight_block_size", "must be two numbers from 1 to 65536")),
-        _ => Err(q.bad("weight_block_size", "must be two numbers such as [128, 128]")),
+    if let Some(q) = c.value("quantization_config") {
+        Fp8Config::parse(&json!({ "quantization_config": q }))?;
     }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use deephold_kernels::{Act, AttentionContext, RopeSlice, RopeStyle, RopeTable, Tensor};
+use deephold_kernels::{Activations, AttentionContext, RopeSlice, RopeStyle, RopeTable, Tensor};
 
 use super::linear::Linear;
 use super::norm::RmsNorm;
@@ -85,7 +85,7 @@ impl GqaAttention {
     }
 
     /// [T, H] -> [T, H]
-    pub(crate) fn forward(&self, ctx: &AttentionContext<'_>, x: &Act<'_>) -> Tensor {
+    pub(crate) fn forward(&self, ctx: &AttentionContext<'_>, x: &Activations<'_>) -> Tensor {
         let (ops, c) = (ctx.ops(), &self.config);
         // 1. Projections, one quantisation of x for the three.
         let mut q = self.q_proj.forward(ops, x); // [T, Nq*D]
@@ -105,6 +105,6 @@ impl GqaAttention {
         ctx.write(self.layer, 1, &v);
         let scale = (1.0 / (c.head_dim as f64).sqrt()) as f32;
         let out = ctx.attend_gqa(self.layer, &q, scale); // [T, Nq*D]
-        self.o_proj.forward(ops, &Act::new(&out))
+        self.o_proj.forward(ops, &Activations::new(&out))
     }
 }

@@ -1,6 +1,6 @@
 //! A matrix product that hides how its weight is stored.
 
-use deephold_kernels::{Act, Ops, PackedMatrix, Tensor};
+use deephold_kernels::{Activations, Ops, PackedMatrix, Tensor};
 
 use crate::ModelError;
 use crate::loader::Loader;
@@ -25,8 +25,8 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// [T, K] -> [T, N]; products of one input share one `Act`, so that it is quantised once.
-    pub(crate) fn forward(&self, ops: &Ops, x: &Act<'_>) -> Tensor {
+    /// [T, K] -> [T, N]; products of one input share one `Activations`, so that it is quantised once.
+    pub(crate) fn forward(&self, ops: &Ops, x: &Activations<'_>) -> Tensor {
         ops.linear_bias(&self.weight, x, self.bias.as_deref())
     }
 }

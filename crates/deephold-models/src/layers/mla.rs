@@ -13,16 +13,17 @@
 use std::sync::Arc;
 
 use deephold_kernels::{
-    Act, AttentionContext, CacheSpec, Ops, PackedMatrix, RopeSlice, RopeStyle, RopeTable, Selection, Tensor,
+    Activations, AttentionContext, CacheSpec, Ops, PackedMatrix, RopeSlice, RopeStyle, RopeTable, Selection,
+    Tensor,
 };
 
 use super::columns::{Heads, copy_heads};
 use super::linear::Linear;
 use super::norm::RmsNorm;
-use super::rope::RopeConfig;
 use crate::ModelError;
+use crate::config::rope::RopeConfig;
 use crate::config::{DIM_MAX, DecoderConfig, Section};
-use crate::loader::Loader;
+use crate::loader::{LatentHeads, LatentSizes, Loader};
 use crate::tensors::TensorList;
 
 /// Of `q_a_layernorm` and `kv_a_layernorm`: the reference fixes it whatever `rms_norm_eps` says.
@@ -157,7 +158,9 @@ impl Mla {
             None => QueryProjection::Direct(Linear::load(l, &format!("{name}.q_proj"), q, hidden, false)?),
         };
         let kv_a = c.kv_lora_rank + c.qk_rope_head_dim;
-        let (w_uk, w_uv) = l.latent_heads(&name, c)?;
+        let sizes =
+            LatentSizes { heads: c.heads, rank: c.kv_lora_rank, nope: c.qk_nope_head_dim, v: c.v_head_dim };
+        let LatentHeads { uk: w_uk, uv: w_uv } = l.latent_heads(&name, sizes)?;
         Ok(Self {
             query,
             kv_a_proj_with_mqa: Linear::load(l, &format!("{name}.kv_a_proj_with_mqa"), kv_a, hidden, c.bias)?,
@@ -183,19 +186,19 @@ impl Mla {
     }
 
     /// x [T, H] -> queries.
-    pub(crate) fn queries(&self, ops: &Ops, x: &Act<'_>) -> Queries {
+    pub(crate) fn queries(&self, ops: &Ops, x: &Activations<'_>) -> Queries {
         match &self.query {
             QueryProjection::Direct(q_proj) => Queries { q: q_proj.forward(ops, x), latent: None },
             QueryProjection::Latent { q_a_proj, q_a_layernorm, q_b_proj } => {
                 let latent = q_a_layernorm.forward(ops, &q_a_proj.forward(ops, x)); // [T, q_lora_rank]
-                let q = q_b_proj.forward(ops, &Act::new(&latent)); // [T, Nq*(nope+rope)]
+                let q = q_b_proj.forward(ops, &Activations::new(&latent)); // [T, Nq*(nope+rope)]
                 Queries { q, latent: Some(latent) }
             }
         }
     }
 
     /// Writes the positions' latents and rope keys into the cache.
-    pub(crate) fn write(&self, ctx: &AttentionContext<'_>, x: &Act<'_>) {
+    pub(crate) fn write(&self, ctx: &AttentionContext<'_>, x: &Activations<'_>) {
         let (ops, c) = (ctx.ops(), &self.config);
         let mut kv = self.kv_a_proj_with_mqa.forward(ops, x); // [T, R+rope]
         self.kv_a_layernorm.forward_groups(ops, &mut kv, 0, 1); // the first R columns
@@ -229,6 +232,6 @@ impl Mla {
         // 4. Attention over latents, [T, Nq*R]; then W_UV, [T, Nq*v].
         let latent = ctx.attend_mla(self.layer, &absorbed, r, c.softmax_scale(), selection);
         let out = ops.head_linear(&self.w_uv, &latent);
-        self.o_proj.forward(ops, &Act::new(&out))
+        self.o_proj.forward(ops, &Activations::new(&out))
     }
 }

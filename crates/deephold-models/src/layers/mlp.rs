@@ -1,6 +1,6 @@
 //! The gated feed-forward block, SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x)).
 
-use deephold_kernels::{Act, Ops, Tensor};
+use deephold_kernels::{Activations, Ops, Tensor};
 
 use super::linear::Linear;
 use crate::ModelError;
@@ -29,10 +29,10 @@ impl Mlp {
     }
 
     /// [T, H] -> [T, H]
-    pub(crate) fn forward(&self, ops: &Ops, x: &Act<'_>) -> Tensor {
+    pub(crate) fn forward(&self, ops: &Ops, x: &Activations<'_>) -> Tensor {
         let gate = self.gate_proj.forward(ops, x); // [T, I]
         let up = self.up_proj.forward(ops, x); // [T, I]
         let hidden = ops.silu_mul(&gate, &up); // [T, I]
-        self.down_proj.forward(ops, &Act::new(&hidden))
+        self.down_proj.forward(ops, &Activations::new(&hidden))
     }
 }

@@ -7,7 +7,6 @@ pub(crate) mod mla;
 pub(crate) mod mlp;
 pub(crate) mod moe;
 pub(crate) mod norm;
-pub(crate) mod rope;
 
 #[cfg(test)]
 mod tests;

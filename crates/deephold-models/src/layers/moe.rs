@@ -3,13 +3,13 @@
 //! Two routings: softmax scores with groups ranked by their best expert (V2, section 2.2), and sigmoid scores with a
 //! correction bias that only chooses and never weighs, groups ranked by the sum of their two best (V3, section 2.1.2).
 
-use deephold_kernels::{Act, GroupScore, Ops, PackedMatrix, RouteSpec, RowsAre, Scoring, Tensor};
+use deephold_kernels::{Activations, GroupScore, Ops, PackedMatrix, PairRows, RouteSpec, Scoring, Tensor};
 
 use super::mlp::Mlp;
 use crate::ModelError;
 use crate::config::{DIM_MAX, DecoderConfig, EXPERTS_MAX, Section};
 use crate::loader::Loader;
-use crate::tensors::TensorList;
+use crate::tensors::{ExpertSizes, TensorList};
 
 /// Keeps the normalised weights finite where all scores are 0; the reference's number.
 const NORM_TOPK_EPS: f32 = 1e-20;
@@ -159,7 +159,13 @@ impl MoeConfig {
         if self.n_shared_experts > 0 {
             list.mlp(&format!("{name}.shared_experts"), hidden, self.shared_intermediate(), false);
         }
-        list.experts(&format!("{name}.experts"), self, hidden);
+        let sizes = ExpertSizes {
+            experts: self.n_routed_experts,
+            active: self.num_experts_per_tok,
+            intermediate: self.moe_intermediate_size,
+            hidden,
+        };
+        list.experts(&format!("{name}.experts"), sizes);
     }
 }
 
@@ -199,15 +205,16 @@ impl Moe {
     }
 
     /// [T, H] -> [T, H]
-    pub(crate) fn forward(&self, ops: &Ops, x: &Act<'_>) -> Tensor {
+    pub(crate) fn forward(&self, ops: &Ops, x: &Activations<'_>) -> Tensor {
         // 1. Scores [T, E]; the chosen experts of each token and their weights.
         let scores = ops.linear(&self.gate, x);
         let plan = ops.route(&scores, self.e_score_correction_bias.as_deref(), &self.spec);
         // 2. One row a pair of token and expert: [P, I], then [P, H].
-        let gate = ops.moe_linear(&self.gate_proj, x, &plan, RowsAre::Tokens);
-        let up = ops.moe_linear(&self.up_proj, x, &plan, RowsAre::Tokens);
+        let gate = ops.moe_linear(&self.gate_proj, x, &plan, PairRows::PerToken);
+        let up = ops.moe_linear(&self.up_proj, x, &plan, PairRows::PerToken);
         let hidden = ops.silu_mul(&gate, &up);
-        let routed = ops.moe_linear(&self.down_proj, &Act::new(&hidden), &plan, RowsAre::Pairs);
+        let routed =
+            ops.moe_linear(&self.down_proj, &Activations::new(&hidden), &plan, PairRows::PerExpertPair);
         // 3. Shared experts, then the weighted sum in the order of each token's ranks.
         let mut out = match &self.shared_experts {
             Some(shared) => shared.forward(ops, x),
@@ -248,7 +255,7 @@ impl FeedForward {
     }
 
     /// [T, H] -> [T, H]
-    pub(crate) fn forward(&self, ops: &Ops, x: &Act<'_>) -> Tensor {
+    pub(crate) fn forward(&self, ops: &Ops, x: &Activations<'_>) -> Tensor {
         match self {
             Self::Dense(mlp) => mlp.forward(ops, x),
             Self::Sparse(moe) => moe.forward(ops, x),

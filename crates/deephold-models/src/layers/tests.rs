@@ -3,8 +3,8 @@
 use deephold_testkit::assert_close;
 use serde_json::{Value, json};
 
-use super::rope::{RopeConfig, RopeScaling};
 use crate::config::Section;
+use crate::config::rope::{RopeConfig, RopeScaling};
 
 fn rope(config: &Value, dim: usize) -> RopeConfig {
     RopeConfig::parse(&Section::root(config).expect("an object"), dim, 512).expect("rope")

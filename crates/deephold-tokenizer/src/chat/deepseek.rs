@@ -8,14 +8,13 @@ use serde_json::Value;
 use super::RenderOptions;
 use super::python::{JsonStyle, dumps};
 use crate::TokenizerError;
+use crate::reasoning::{THINK_CLOSE, THINK_OPEN};
 
 const BOS: &str = "<｜begin▁of▁sentence｜>";
 const EOS: &str = "<｜end▁of▁sentence｜>";
 const USER: &str = "<｜User｜>";
 const ASSISTANT: &str = "<｜Assistant｜>";
 const DSML: &str = "｜DSML｜";
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
 
 /// Which encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +151,7 @@ impl Encoder<'_> {
     fn close_user(&mut self, i: usize) {
         let thinks = self.thinking && Some(i) == self.last_user;
         self.out.push_str(ASSISTANT);
-        self.out.push_str(if thinks { OPEN } else { CLOSE });
+        self.out.push_str(if thinks { THINK_OPEN } else { THINK_CLOSE });
     }
 
     fn tool_result(&mut self, i: usize) -> Result<(), TokenizerError> {
@@ -173,7 +172,7 @@ impl Encoder<'_> {
         if order == calls {
             let thinks = self.thinking && self.last_user.is_none_or(|last| i >= last);
             self.out.push_str("\n</function_results>\n\n");
-            self.out.push_str(if thinks { OPEN } else { CLOSE });
+            self.out.push_str(if thinks { THINK_OPEN } else { THINK_CLOSE });
         }
         Ok(())
     }
@@ -186,16 +185,16 @@ impl Encoder<'_> {
             // The turn before has opened or closed the thinking.
             DeepSeekEncoding::V32 if thinks => {
                 self.out.push_str(text(message, "reasoning_content"));
-                self.out.push_str(CLOSE);
+                self.out.push_str(THINK_CLOSE);
             }
             DeepSeekEncoding::V32 => {}
             DeepSeekEncoding::V4 => {
                 self.out.push_str(ASSISTANT);
                 if thinks {
-                    self.out.push_str(OPEN);
+                    self.out.push_str(THINK_OPEN);
                     self.out.push_str(text(message, "reasoning_content"));
                 }
-                self.out.push_str(CLOSE);
+                self.out.push_str(THINK_CLOSE);
             }
         }
         self.out.push_str(text(message, "content"));
@@ -278,11 +277,11 @@ impl Encoder<'_> {
     fn open_answer(&mut self) {
         if self.encoding == DeepSeekEncoding::V4 {
             self.out.push_str(ASSISTANT);
-            self.out.push_str(if self.thinking { OPEN } else { CLOSE });
+            self.out.push_str(if self.thinking { THINK_OPEN } else { THINK_CLOSE });
         } else if self.last_user.is_none() || self.out.ends_with(EOS) {
             // V3.2 opens the answer with the user's turn; after an answer there is nothing to open but a new one.
             self.out.push_str(ASSISTANT);
-            self.out.push_str(if self.thinking { OPEN } else { CLOSE });
+            self.out.push_str(if self.thinking { THINK_OPEN } else { THINK_CLOSE });
         }
     }
 }
@@ -313,7 +312,7 @@ fn tools_v32(schemas: &str) -> String {
          block. Here is an example:\n\n\
          <{DSML}function_calls>\n...\n</{DSML}function_calls>\n\n\
          <function_results>\n...\n</function_results>\n\n\
-         {OPEN}...thinking about results{CLOSE}\n\n\
+         {THINK_OPEN}...thinking about results{THINK_CLOSE}\n\n\
          Here are the functions available in JSONSchema format:\n\
          <functions>\n{schemas}\n</functions>\n"
     )
@@ -336,9 +335,9 @@ fn tools_v4(schemas: &str) -> String {
          </{DSML}tool_calls>\n\n\
          String parameters should be specified as is and set `string=\"true\"`. For all other types (numbers, booleans, \
          arrays, objects), pass the value in JSON format and set `string=\"false\"`.\n\n\
-         If thinking_mode is enabled (triggered by {OPEN}), you MUST output your complete reasoning inside \
-         {OPEN}...{CLOSE} BEFORE any tool calls or final response.\n\n\
-         Otherwise, output directly after {CLOSE} with tool calls or final response.\n\n\
+         If thinking_mode is enabled (triggered by {THINK_OPEN}), you MUST output your complete reasoning inside \
+         {THINK_OPEN}...{THINK_CLOSE} BEFORE any tool calls or final response.\n\n\
+         Otherwise, output directly after {THINK_CLOSE} with tool calls or final response.\n\n\
          ### Available Tool Schemas\n\n{schemas}\n\n\
          You MUST strictly follow the above defined tool name and parameter schemas to invoke tool calls.\n"
     )

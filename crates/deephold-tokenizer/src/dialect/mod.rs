@@ -17,7 +17,7 @@ mod scanner;
 
 use crate::ChatFormat;
 use crate::chat::DeepSeekEncoding;
-use crate::reasoning::{CLOSE as THINK_END, OPEN as THINK, ReasoningSplitter, Segment};
+use crate::reasoning::{ReasoningSplitter, Segment, THINK_CLOSE, THINK_OPEN};
 
 use parse::Broken;
 use scanner::CallScanner;
@@ -111,18 +111,18 @@ impl Dialect {
     /// Special tokens that a detokenizer must show for the parser to work.
     pub fn visible_tokens(self) -> &'static [&'static str] {
         match self {
-            Self::Plain => &[THINK, THINK_END],
+            Self::Plain => &[THINK_OPEN, THINK_CLOSE],
             Self::DeepSeekMarks { .. } => &[
-                THINK,
-                THINK_END,
+                THINK_OPEN,
+                THINK_CLOSE,
                 "<｜tool▁calls▁begin｜>",
                 "<｜tool▁calls▁end｜>",
                 "<｜tool▁call▁begin｜>",
                 "<｜tool▁call▁end｜>",
                 "<｜tool▁sep｜>",
             ],
-            Self::Dsml { .. } => &[THINK, THINK_END, "｜DSML｜"],
-            Self::Qwen => &[THINK, THINK_END, "<tool_call>", "</tool_call>"],
+            Self::Dsml { .. } => &[THINK_OPEN, THINK_CLOSE, "｜DSML｜"],
+            Self::Qwen => &[THINK_OPEN, THINK_CLOSE, "<tool_call>", "</tool_call>"],
         }
     }
 

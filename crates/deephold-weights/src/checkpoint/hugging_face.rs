@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Checkpoint, Kind, Problem, ProblemKind, TensorInfo};
+use super::{Checkpoint, Finding, FindingKind, Kind, TensorInfo};
 use crate::config;
 use crate::error::shown;
 use crate::mapped::MappedFile;
@@ -147,7 +147,7 @@ impl Checkpoint {
                     Some(owner) if owner == shard => {}
                     Some(owner) => {
                         self.problem(
-                            ProblemKind::Index,
+                            FindingKind::Index,
                             shard,
                             format!("holds tensor `{}`, which the index gives to {owner}", shown(&t.name)),
                             true,
@@ -157,13 +157,13 @@ impl Checkpoint {
                     None => {
                         let what =
                             format!("holds tensor `{}`, which the index does not name", shown(&t.name));
-                        self.problem(ProblemKind::Index, shard, what, true);
+                        self.problem(FindingKind::Index, shard, what, true);
                     }
                 }
             }
             if self.by_name.contains_key(&t.name) {
                 let what = format!("holds tensor `{}`, which another shard holds too", shown(&t.name));
-                self.problem(ProblemKind::Index, shard, what, false);
+                self.problem(FindingKind::Index, shard, what, false);
                 continue;
             }
             self.by_name.insert(t.name.clone(), self.tensors.len());
@@ -190,7 +190,7 @@ impl Checkpoint {
                 self.add_file(&path, Some(&index))?;
             } else {
                 let what = "is named by the index and is not there".to_owned();
-                self.problem(ProblemKind::File, &path.display().to_string(), what, false);
+                self.problem(FindingKind::File, &path.display().to_string(), what, false);
             }
         }
         let present: BTreeSet<String> =
@@ -203,17 +203,17 @@ impl Checkpoint {
             .collect();
         for (name, shard) in missing {
             let what = format!("does not hold tensor `{name}`, which the index says it does");
-            self.problem(ProblemKind::Index, &shard, what, false);
+            self.problem(FindingKind::Index, &shard, what, false);
         }
         Ok(())
     }
 
-    fn problem(&mut self, kind: ProblemKind, place: &str, what: String, harmless: bool) {
+    fn problem(&mut self, kind: FindingKind, place: &str, what: String, harmless: bool) {
         let hint = match kind {
-            ProblemKind::File => "fetch the shard again",
+            FindingKind::File => "fetch the shard again",
             _ => "fetch the index and the shards from one version of the model",
         };
-        self.problems.push(Problem { kind, what, place: place.to_owned(), hint: hint.to_owned(), harmless });
+        self.problems.push(Finding { kind, what, place: place.to_owned(), hint: hint.to_owned(), harmless });
     }
 }
 

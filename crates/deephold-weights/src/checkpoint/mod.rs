@@ -121,7 +121,7 @@ pub struct FileInfo {
 /// What sort of problem was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ProblemKind {
+pub enum FindingKind {
     /// A file that was named is not there or cannot be read.
     File,
     /// The index and the shards disagree.
@@ -142,9 +142,9 @@ pub enum ProblemKind {
 
 /// One finding: what, where, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Problem {
+pub struct Finding {
     /// What sort.
-    pub kind: ProblemKind,
+    pub kind: FindingKind,
     /// What is wrong.
     pub what: String,
     /// The file or tensor.
@@ -171,7 +171,7 @@ pub struct Checkpoint {
     chat_template: Option<String>,
     metadata: Option<Metadata>,
     architecture: Option<String>,
-    problems: Vec<Problem>,
+    problems: Vec<Finding>,
 }
 
 impl Checkpoint {
@@ -187,7 +187,7 @@ impl Checkpoint {
             Some(first) => {
                 let p = checkpoint.problems.swap_remove(first);
                 Err(match p.kind {
-                    ProblemKind::File => {
+                    FindingKind::File => {
                         WeightsError::NotFound { what: format!("{}: {}", p.place, p.what), hint: p.hint }
                     }
                     _ => WeightsError::malformed(p.place, format!("{}; {}", p.what, p.hint)),
@@ -346,7 +346,7 @@ impl Checkpoint {
     }
 
     /// What did not fit together when the files were opened.
-    pub fn problems(&self) -> &[Problem] {
+    pub fn problems(&self) -> &[Finding] {
         &self.problems
     }
 

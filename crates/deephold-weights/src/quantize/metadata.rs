@@ -8,7 +8,7 @@ use crate::{Checkpoint, WeightsError};
 
 /// The architectures that can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
+pub(super) enum GgufArchitecture {
     Llama,
     Qwen2,
     Qwen3,
@@ -17,7 +17,7 @@ pub(super) enum Family {
     Deepseek32,
 }
 
-impl Family {
+impl GgufArchitecture {
     pub(super) fn of(c: HfConfig<'_>) -> Result<Self, WeightsError> {
         let named = c.texts("architectures").and_then(|a| a.first().copied());
         let model_type = c.text("model_type");
@@ -76,7 +76,7 @@ impl Keys {
 pub(super) fn build(
     input: &Checkpoint,
     c: HfConfig<'_>,
-    family: Family,
+    family: GgufArchitecture,
     notes: &mut Vec<String>,
 ) -> Result<Metadata, WeightsError> {
     let arch = family.architecture();
@@ -113,7 +113,7 @@ pub(super) fn build(
         k.count("attention.value_length", head_dim)?;
         k.count("rope.dimension_count", head_dim)?;
     }
-    if family == Family::Deepseek32 {
+    if family == GgufArchitecture::Deepseek32 {
         notes.push(
             "V3.2 follows llama.cpp's `deepseek32` naming; only Deephold has been checked to read it".into(),
         );
@@ -123,7 +123,7 @@ pub(super) fn build(
     Ok(k.m)
 }
 
-fn latent(k: &mut Keys, c: HfConfig<'_>, family: Family) -> Result<(), WeightsError> {
+fn latent(k: &mut Keys, c: HfConfig<'_>, family: GgufArchitecture) -> Result<(), WeightsError> {
     let (r, rope) = (c.size("kv_lora_rank")?, c.size("qk_rope_head_dim")?);
     let (nope, v) = (c.size("qk_nope_head_dim")?, c.size("v_head_dim")?);
     // The absorbed form: one shared head of latent and rope key; `_mla` says what the heads are before.
@@ -138,7 +138,7 @@ fn latent(k: &mut Keys, c: HfConfig<'_>, family: Family) -> Result<(), WeightsEr
     }
     k.count("rope.dimension_count", rope)?;
     experts(k, c, family)?;
-    if family == Family::Deepseek32 {
+    if family == GgufArchitecture::Deepseek32 {
         k.count("attention.indexer.head_count", c.size("index_n_heads")?)?;
         k.count("attention.indexer.key_length", c.size("index_head_dim")?)?;
         k.count("attention.indexer.top_k", c.size("index_topk")?)?;
@@ -148,8 +148,8 @@ fn latent(k: &mut Keys, c: HfConfig<'_>, family: Family) -> Result<(), WeightsEr
     Ok(())
 }
 
-fn experts(k: &mut Keys, c: HfConfig<'_>, family: Family) -> Result<(), WeightsError> {
-    let sigmoid = family != Family::Deepseek2;
+fn experts(k: &mut Keys, c: HfConfig<'_>, family: GgufArchitecture) -> Result<(), WeightsError> {
+    let sigmoid = family != GgufArchitecture::Deepseek2;
     k.count("leading_dense_block_count", leading_dense(c)?)?;
     k.count("expert_count", c.size("n_routed_experts")?)?;
     k.count("expert_used_count", c.size("num_experts_per_tok")?)?;
@@ -191,7 +191,7 @@ fn leading_dense(c: HfConfig<'_>) -> Result<usize, WeightsError> {
     Ok(c.opt_size("first_k_dense_replace")?.unwrap_or(0))
 }
 
-fn rope_scaling(k: &mut Keys, c: HfConfig<'_>, family: Family) -> Result<(), WeightsError> {
+fn rope_scaling(k: &mut Keys, c: HfConfig<'_>, family: GgufArchitecture) -> Result<(), WeightsError> {
     let kind = c.rope_type();
     let Some(r) = c.rope().filter(|_| !matches!(kind, "default" | "none" | "llama3")) else { return Ok(()) };
     if !matches!(kind, "linear" | "yarn") {
@@ -213,7 +213,7 @@ fn rope_scaling(k: &mut Keys, c: HfConfig<'_>, family: Family) -> Result<(), Wei
 
 /// DeepSeek's `mscale` travels as `yarn_log_multiplier`; elsewhere what the reference multiplies cos and sin by travels
 /// relative to what yarn gives by itself.
-fn yarn(k: &mut Keys, r: HfConfig<'_>, family: Family, factor: f64) -> Result<(), WeightsError> {
+fn yarn(k: &mut Keys, r: HfConfig<'_>, family: GgufArchitecture, factor: f64) -> Result<(), WeightsError> {
     for (key, default) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
         if let Some(beta) = r.number(key).filter(|b| *b != 0.0 && *b != default) {
             k.number(&format!("rope.scaling.yarn_{key}"), beta);

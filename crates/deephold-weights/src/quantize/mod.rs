@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::atomic::AtomicFile;
 use crate::gguf::{TensorPlan, Writer};
 use crate::{Checkpoint, WeightsError};
-use rows::{Errors, Job};
+use rows::{Errors, PlannedTensor};
 
 /// What to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -160,8 +160,8 @@ pub fn run_with_threads(
 ) -> Result<QuantReport, WeightsError> {
     refuse_own_input(input, out)?;
     let plan = plan::plan(input, format)?;
-    let total_elements = plan.jobs.iter().map(Job::elements).sum();
-    let entries: Vec<TensorPlan> = plan.jobs.iter().map(Job::entry).collect::<Result<_, _>>()?;
+    let total_elements = plan.planned.iter().map(PlannedTensor::elements).sum();
+    let entries: Vec<TensorPlan> = plan.planned.iter().map(PlannedTensor::entry).collect::<Result<_, _>>()?;
     let write_error = |e| WeightsError::io("write", out)(e);
     let file = AtomicFile::create(out)?;
     let mut writer = Writer::begin(file, &plan.metadata, &entries).map_err(write_error)?;
@@ -174,31 +174,31 @@ pub fn run_with_threads(
         notes: plan.notes,
     };
     let mut done = 0;
-    for (job, entry) in plan.jobs.iter().zip(&entries) {
-        let errors = job.stream(threads.max(1), &mut |chunk, elements| {
+    for (planned, entry) in plan.planned.iter().zip(&entries) {
+        let errors = planned.stream(threads.max(1), &mut |chunk, elements| {
             writer.data(chunk).map_err(|e| WeightsError::io("write", out)(e))?;
             done += elements;
-            match progress(QuantProgress { tensor: &job.name, done_elements: done, total_elements }) {
+            match progress(QuantProgress { tensor: &planned.name, done_elements: done, total_elements }) {
                 ControlFlow::Continue(()) => Ok(()),
                 ControlFlow::Break(()) => Err(WeightsError::Cancelled),
             }
         })?;
         writer.pad().map_err(|e| WeightsError::io("write", out)(e))?;
-        job.release(input);
-        report.tensors.push(tensor_report(job, entry, &errors));
+        planned.release(input);
+        report.tensors.push(tensor_report(planned, entry, &errors));
     }
     report.output_bytes = writer.bytes();
     writer.into_inner().commit()?;
     Ok(report)
 }
 
-fn tensor_report(job: &Job<'_>, entry: &TensorPlan, errors: &Errors) -> TensorReport {
-    let n = job.elements().max(1) as f64;
+fn tensor_report(planned: &PlannedTensor<'_>, entry: &TensorPlan, errors: &Errors) -> TensorReport {
+    let n = planned.elements().max(1) as f64;
     let (rmse, rms) = ((errors.squares / n).sqrt(), (errors.value_squares / n).sqrt());
     TensorReport {
-        name: job.name.clone(),
+        name: planned.name.clone(),
         shape: entry.shape.clone(),
-        from: job.source_type(),
+        from: planned.source_type(),
         to: entry.dtype.name(),
         bytes: entry.bytes,
         rmse,

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::QuantFormat;
 use super::choose::choose;
 use super::hf_config::HfConfig;
-use super::metadata::{self, Family};
-use super::rows::{Job, Order, Part, Source};
+use super::metadata::{self, GgufArchitecture};
+use super::rows::{Order, Part, PlannedTensor, Source};
 use crate::error::shown;
 use crate::gguf::{Metadata, Value};
 use crate::{Checkpoint, Kind, TensorView, WeightsError, names};
@@ -16,7 +16,7 @@ type Experts<'a> = BTreeMap<usize, TensorView<'a>>;
 
 pub(super) struct Plan<'a> {
     pub(super) metadata: Metadata,
-    pub(super) jobs: Vec<Job<'a>>,
+    pub(super) planned: Vec<PlannedTensor<'a>>,
     pub(super) skipped: Vec<(String, String)>,
     pub(super) notes: Vec<String>,
 }
@@ -37,7 +37,7 @@ fn from_gguf(input: &Checkpoint, format: QuantFormat) -> Result<Plan<'_>, Weight
     metadata.retain(|key| !key.starts_with("split."));
     let layers = HfConfig(input.config()).opt_size("num_hidden_layers")?.unwrap_or(0);
     let tied = input.tensor("lm_head.weight").is_none();
-    let (mut jobs, mut from_blocks) = (Vec::new(), 0usize);
+    let (mut planned, mut from_blocks) = (Vec::new(), 0usize);
     for info in input.tensors() {
         let view = input.view(info);
         let wanted = choose(format, &info.stored_name, &info.shape, layers, tied);
@@ -54,7 +54,12 @@ fn from_gguf(input: &Checkpoint, format: QuantFormat) -> Result<Plan<'_>, Weight
         }
         from_blocks += usize::from(info.dtype.is_quantized() && info.dtype != dtype);
         let source = Source::Parts(vec![Part::new(input, view)?], Order::Plain);
-        jobs.push(Job { name: info.stored_name.clone(), shape: info.shape.clone(), dtype, source });
+        planned.push(PlannedTensor {
+            name: info.stored_name.clone(),
+            shape: info.shape.clone(),
+            dtype,
+            source,
+        });
     }
     let mut notes = Vec::new();
     if from_blocks > 0 {
@@ -62,7 +67,7 @@ fn from_gguf(input: &Checkpoint, format: QuantFormat) -> Result<Plan<'_>, Weight
             "{from_blocks} tensors were quantized before: errors add up, prefer the original weights as input"
         ));
     }
-    Ok(Plan { metadata, jobs, skipped: Vec::new(), notes })
+    Ok(Plan { metadata, planned, skipped: Vec::new(), notes })
 }
 
 fn is_float(view: &TensorView<'_>) -> bool {
@@ -72,14 +77,14 @@ fn is_float(view: &TensorView<'_>) -> bool {
 
 fn from_hugging_face(input: &Checkpoint, format: QuantFormat) -> Result<Plan<'_>, WeightsError> {
     let c = HfConfig(input.config());
-    let family = Family::of(c)?;
+    let family = GgufArchitecture::of(c)?;
     let mut b = Builder {
         input,
         format,
         family,
         layers: c.size("num_hidden_layers")?,
         tied: c.flag("tie_word_embeddings") || input.tensor("lm_head.weight").is_none(),
-        jobs: Vec::new(),
+        planned: Vec::new(),
         skipped: Vec::new(),
         experts: BTreeMap::new(),
     };
@@ -90,20 +95,25 @@ fn from_hugging_face(input: &Checkpoint, format: QuantFormat) -> Result<Plan<'_>
     if let Some(factors) = metadata::rope_factors(c)? {
         let shape = vec![factors.len()];
         let dtype = deephold_quant::DType::F32;
-        b.jobs.push(Job { name: "rope_freqs.weight".into(), shape, dtype, source: Source::Values(factors) });
+        b.planned.push(PlannedTensor {
+            name: "rope_freqs.weight".into(),
+            shape,
+            dtype,
+            source: Source::Values(factors),
+        });
     }
     let mut notes = Vec::new();
     let metadata = metadata::build(input, c, family, &mut notes)?;
-    Ok(Plan { metadata, jobs: b.jobs, skipped: b.skipped, notes })
+    Ok(Plan { metadata, planned: b.planned, skipped: b.skipped, notes })
 }
 
 struct Builder<'a> {
     input: &'a Checkpoint,
     format: QuantFormat,
-    family: Family,
+    family: GgufArchitecture,
     layers: usize,
     tied: bool,
-    jobs: Vec<Job<'a>>,
+    planned: Vec<PlannedTensor<'a>>,
     skipped: Vec<(String, String)>,
     /// (layer, projection) -> experts
     experts: BTreeMap<(usize, String), Experts<'a>>,
@@ -155,7 +165,7 @@ impl<'a> Builder<'a> {
     fn order(&self, view: &TensorView<'_>) -> Result<Order, WeightsError> {
         let info = view.info();
         let rope_rows = [".q_proj.weight", ".k_proj.weight", ".q_proj.bias", ".k_proj.bias"];
-        if self.family != Family::Llama || !rope_rows.iter().any(|end| info.name.ends_with(end)) {
+        if self.family != GgufArchitecture::Llama || !rope_rows.iter().any(|end| info.name.ends_with(end)) {
             return Ok(Order::Plain);
         }
         let head_dim = HfConfig(self.input.config()).head_dim()?;
@@ -230,7 +240,7 @@ impl<'a> Builder<'a> {
         let dtype = choose(self.format, &name, &shape, self.layers, self.tied);
         let input = self.input;
         let parts = views.into_iter().map(|v| Part::new(input, v)).collect::<Result<_, _>>()?;
-        self.jobs.push(Job { name, shape, dtype, source: Source::Parts(parts, order) });
+        self.planned.push(PlannedTensor { name, shape, dtype, source: Source::Parts(parts, order) });
         Ok(())
     }
 }

@@ -98,7 +98,7 @@ pub(super) enum Source<'a> {
 }
 
 /// One tensor of the result.
-pub(super) struct Job<'a> {
+pub(super) struct PlannedTensor<'a> {
     /// GGUF name.
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
@@ -122,7 +122,7 @@ impl Errors {
     }
 }
 
-impl Job<'_> {
+impl PlannedTensor<'_> {
     pub(super) fn elements(&self) -> u64 {
         self.shape.iter().map(|d| *d as u64).product()
     }

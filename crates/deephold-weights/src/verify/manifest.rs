@@ -15,7 +15,7 @@ use super::{FileReport, OnProgress, Stage, VerifyOptions, VerifyReport, parallel
 use crate::atomic::AtomicFile;
 use crate::checkpoint::is_plain_file_name;
 use crate::error::shown;
-use crate::{Checkpoint, Kind, ProblemKind, WeightsError, config};
+use crate::{Checkpoint, FindingKind, Kind, WeightsError, config};
 
 const NAME: &str = "deephold-manifest.json";
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
@@ -169,7 +169,7 @@ fn digest(path: &Path, done: &dyn Fn(u64)) -> Result<String, WeightsError> {
 fn compare(manifest: &Manifest, report: &mut VerifyReport) {
     let mut add = |place: &str, what: String| {
         let hint = "fetch the file again, or write the manifest anew if the change was meant";
-        report.problems.push(problem(ProblemKind::Digest, place, what, hint));
+        report.problems.push(problem(FindingKind::Digest, place, what, hint));
     };
     for noted in &manifest.files {
         let Some(found) = report.files.iter().find(|f| f.path == noted.path) else {

@@ -13,7 +13,7 @@ use deephold_quant::dequantize;
 use serde::Serialize;
 
 use crate::error::shown;
-use crate::{Checkpoint, Problem, ProblemKind, TensorInfo, WeightsError};
+use crate::{Checkpoint, Finding, FindingKind, TensorInfo, WeightsError};
 
 pub use manifest::{Manifest, ManifestFile, manifest_path, read_manifest, write_manifest};
 
@@ -29,6 +29,16 @@ pub struct ExpectedTensor {
     pub shape: Vec<usize>,
     /// The model also works without it.
     pub optional: bool,
+    /// A token uses the first of these in the second of them (experts); 1 of 1 for what every token uses, 0 of 1 for scales
+    /// that belong to another tensor.
+    pub active_share: (usize, usize),
+}
+
+impl ExpectedTensor {
+    /// How many values it has.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|d| *d as u64).product()
+    }
 }
 
 /// Says why a surplus tensor may be there, if it may.
@@ -90,7 +100,7 @@ pub struct FileReport {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct VerifyReport {
     /// What is wrong; empty for a sound model.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<Finding>,
     /// The files.
     pub files: Vec<FileReport>,
     /// How many tensors there are.
@@ -136,8 +146,8 @@ pub fn check(
     Ok(report)
 }
 
-fn problem(kind: ProblemKind, place: &str, what: String, hint: &str) -> Problem {
-    Problem { kind, what, place: shown(place), hint: hint.to_owned(), harmless: false }
+fn problem(kind: FindingKind, place: &str, what: String, hint: &str) -> Finding {
+    Finding { kind, what, place: shown(place), hint: hint.to_owned(), harmless: false }
 }
 
 /// Missing tensors, wrong shapes, surplus tensors.
@@ -145,19 +155,19 @@ pub fn compare(
     checkpoint: &Checkpoint,
     expected: &[ExpectedTensor],
     may_stay: Option<&MayStay<'_>>,
-) -> Vec<Problem> {
+) -> Vec<Finding> {
     let mut problems = Vec::new();
     for e in expected {
         match checkpoint.tensor(&e.name) {
             None if e.optional => {}
             None => problems.push(problem(
-                ProblemKind::Missing,
+                FindingKind::Missing,
                 &e.name,
                 format!("is missing; config.json calls for it with shape {:?}", e.shape),
                 "fetch the model again, or take the config.json that belongs to these weights",
             )),
             Some(view) if view.info().shape != e.shape => problems.push(problem(
-                ProblemKind::Shape,
+                FindingKind::Shape,
                 &e.name,
                 format!("has shape {:?}, config.json calls for {:?}", view.info().shape, e.shape),
                 "take the config.json that belongs to these weights",
@@ -173,7 +183,7 @@ pub fn compare(
             None => format!("is not called for by config.json (shape {:?})", info.shape),
         };
         let hint = "a surplus tensor is ignored; if there are many, config.json may belong to another model";
-        problems.push(Problem { harmless: true, ..problem(ProblemKind::Surplus, &info.name, what, hint) });
+        problems.push(Finding { harmless: true, ..problem(FindingKind::Surplus, &info.name, what, hint) });
     }
     problems
 }
@@ -213,7 +223,7 @@ fn finite_values(
             && named.insert(&chunk.info.name)
         {
             let hint = "the file is damaged, or the training diverged; fetch it again";
-            report.problems.push(problem(ProblemKind::NotFinite, &chunk.info.name, what, hint));
+            report.problems.push(problem(FindingKind::NotFinite, &chunk.info.name, what, hint));
         }
     }
     Ok(())

@@ -8,8 +8,12 @@ use super::*;
 use crate::safetensors::{self, OwnedTensor};
 
 fn all(checkpoint: &Checkpoint) -> Vec<ExpectedTensor> {
-    let expected =
-        |t: &TensorInfo| ExpectedTensor { name: t.name.clone(), shape: t.shape.clone(), optional: false };
+    let expected = |t: &TensorInfo| ExpectedTensor {
+        name: t.name.clone(),
+        shape: t.shape.clone(),
+        optional: false,
+        active_share: (1, 1),
+    };
     checkpoint.tensors().map(expected).collect()
 }
 
@@ -53,14 +57,24 @@ fn tensors_are_held_against_the_configuration() {
     let surplus = expected.remove(0).name;
     expected[0].shape.push(7);
     let wrong = expected[0].name.clone();
-    expected.push(ExpectedTensor { name: "gone".into(), shape: vec![1], optional: false });
-    expected.push(ExpectedTensor { name: "never".into(), shape: vec![1], optional: true });
+    expected.push(ExpectedTensor {
+        name: "gone".into(),
+        shape: vec![1],
+        optional: false,
+        active_share: (1, 1),
+    });
+    expected.push(ExpectedTensor {
+        name: "never".into(),
+        shape: vec![1],
+        optional: true,
+        active_share: (1, 1),
+    });
     let found: Vec<_> =
         compare(&c, &expected, None).into_iter().map(|p| (p.kind, p.place, p.harmless)).collect();
     let wanted = [
-        (ProblemKind::Shape, wrong, false),
-        (ProblemKind::Missing, "gone".to_owned(), false),
-        (ProblemKind::Surplus, surplus, true),
+        (FindingKind::Shape, wrong, false),
+        (FindingKind::Missing, "gone".to_owned(), false),
+        (FindingKind::Surplus, surplus, true),
     ];
     assert_eq!(found, wanted);
 }
@@ -92,7 +106,7 @@ fn manifests_notice_changes() {
     assert_eq!(report.problems.len(), 1);
     assert_eq!(
         (report.problems[0].kind, report.problems[0].place.as_str()),
-        (ProblemKind::Digest, "model.safetensors")
+        (FindingKind::Digest, "model.safetensors")
     );
 
     std::fs::write(dir.join("tokenizer.json"), "{}").expect("write");

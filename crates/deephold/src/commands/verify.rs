@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use deephold_base::ErrorCode;
 use deephold_models::{ModelError, expected_tensors, ignored_tensor};
-use deephold_weights::verify::{self, ExpectedTensor, Stage, VerifyOptions};
-use deephold_weights::{Checkpoint, Problem, ProblemKind};
+use deephold_weights::verify::{self, Stage, VerifyOptions};
+use deephold_weights::{Checkpoint, Finding, FindingKind};
 use serde_json::json;
 
 use super::print_json;
@@ -17,14 +17,7 @@ use crate::terminal::{self, Style};
 pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     let checkpoint = Checkpoint::open_for_verify(&args.path)?;
     terminal::catch_interrupts();
-    let expected = expected_tensors(&checkpoint).map(|list| {
-        let convert = |t: deephold_models::ExpectedTensor| ExpectedTensor {
-            name: t.name,
-            shape: t.shape,
-            optional: t.optional,
-        };
-        list.into_iter().map(convert).collect::<Vec<_>>()
-    });
+    let expected = expected_tensors(&checkpoint);
     let layers = checkpoint.config().get("num_hidden_layers").and_then(serde_json::Value::as_u64);
     let may_stay = |name: &str| {
         let layers = usize::try_from(layers.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
@@ -84,9 +77,9 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(ErrorCode::InvalidInput.exit_code()) })
 }
 
-fn config_problem(error: &ModelError) -> Problem {
-    Problem {
-        kind: ProblemKind::Config,
+fn config_problem(error: &ModelError) -> Finding {
+    Finding {
+        kind: FindingKind::Config,
         what: error.to_string(),
         place: "config.json".to_owned(),
         hint: "shapes were not compared".to_owned(),

@@ -10,7 +10,7 @@ use std::ops::Range;
 use deephold_quant::DType;
 
 use super::PANEL;
-use super::quant::ActRows;
+use super::quant::InputRows;
 use crate::tensor::SharedOut;
 use crate::{Isa, KernelError, Tensor, ThreadPool};
 
@@ -162,7 +162,7 @@ impl DenseMatrix {
         &self,
         isa: Isa,
         x: &Tensor,
-        rows: ActRows<'_>,
+        rows: InputRows<'_>,
         panels: Range<usize>,
         out: SharedOut,
         row0: usize,
@@ -170,12 +170,12 @@ impl DenseMatrix {
         stride: usize,
     ) {
         let count = match rows {
-            ActRows::All => x.rows(),
-            ActRows::List(list) => list.len(),
+            InputRows::All => x.rows(),
+            InputRows::List(list) => list.len(),
         };
         let row = |i: usize| match rows {
-            ActRows::All => x.row(i),
-            ActRows::List(list) => x.row(list[i] as usize),
+            InputRows::All => x.row(i),
+            InputRows::List(list) => x.row(list[i] as usize),
         };
         for panel in panels {
             let width = PANEL.min(self.n - panel * PANEL);

@@ -4,16 +4,16 @@ use crate::{Isa, ThreadPool};
 
 /// How many elements share a scale.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ActKind {
+pub(crate) enum ActivationBlocks {
     /// 32, for layouts of 32-element blocks.
-    B32,
+    Of32,
     /// 256, for layouts of 256-element blocks.
-    K256,
+    Of256,
 }
 
 /// Rounded activations [rows, k] with the sums that kernels need.
-pub(crate) struct QuantAct {
-    pub(super) kind: ActKind,
+pub(crate) struct QuantizedActivations {
+    pub(super) kind: ActivationBlocks,
     pub(super) rows: usize,
     pub(super) k: usize,
     /// Scale of each block, [rows, blocks].
@@ -40,21 +40,28 @@ struct RowOut<'a> {
     center: &'a mut [i16],
 }
 
-impl QuantAct {
+impl QuantizedActivations {
     /// Rounds `x`, [rows, k]; a block with NaN or an infinity gets the scale NaN, so that its products are NaN.
-    pub(crate) fn new(pool: &ThreadPool, isa: Isa, kind: ActKind, x: &[f32], rows: usize, k: usize) -> Self {
+    pub(crate) fn new(
+        pool: &ThreadPool,
+        isa: Isa,
+        kind: ActivationBlocks,
+        x: &[f32],
+        rows: usize,
+        k: usize,
+    ) -> Self {
         assert_eq!(x.len(), rows * k, "activations of another shape");
-        let b32 = kind == ActKind::B32;
-        let block = if b32 { 32 } else { 256 };
+        let of_32 = kind == ActivationBlocks::Of32;
+        let block = if of_32 { 32 } else { 256 };
         assert!(k.is_multiple_of(block), "a row must be whole blocks of {block}");
-        let extra = if b32 { 0 } else { x.len() / 16 };
+        let extra = if of_32 { 0 } else { x.len() / 16 };
         let mut act = Self {
             kind,
             rows,
             k,
             d: vec![0.0; x.len() / block],
             q: vec![0; x.len()],
-            q16: vec![0; if b32 { x.len() } else { 0 }],
+            q16: vec![0; if of_32 { x.len() } else { 0 }],
             sums32: vec![0; x.len() / 32],
             sums16: vec![0; extra],
             center: vec![0; 2 * extra],
@@ -65,7 +72,7 @@ impl QuantAct {
         // Chunks of rows, each array cut alike; a task locks its own chunk only.
         let chunk = rows.div_ceil(4 * pool.threads());
         let cut = |len: usize| (len / rows * chunk).max(1);
-        let mut q16 = act.q16.chunks_mut(cut(if b32 { x.len() } else { 0 }));
+        let mut q16 = act.q16.chunks_mut(cut(if of_32 { x.len() } else { 0 }));
         let mut sums16 = act.sums16.chunks_mut(cut(extra));
         let mut center = act.center.chunks_mut(cut(2 * extra));
         let mut tasks = Vec::new();

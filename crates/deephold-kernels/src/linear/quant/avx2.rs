@@ -12,8 +12,12 @@
 //! apart into even and odd i16 by shifts and multiplied by `madd` with 16-bit activations, exact for -128 too.
 
 use std::arch::x86_64::*;
+use std::mem::offset_of;
 
-use super::{Layout, PANEL, QuantAct};
+use super::layout::{
+    Block32Int4, Block32Int8, Block32Int8Min, Block256Int4Min, Block256Int6, Block256Int6Min,
+};
+use super::{Layout, PANEL, QuantizedActivations};
 
 /// Bytes ahead of the current line that are asked for; the hardware's own prefetch stops at page ends.
 const AHEAD: usize = 2048;
@@ -27,7 +31,7 @@ const AHEAD: usize = 2048;
 pub(super) unsafe fn tile(
     layout: Layout,
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
     fetch: bool,
@@ -36,24 +40,24 @@ pub(super) unsafe fn tile(
     // SAFETY: the caller's promise is handed on.
     unsafe {
         match (rows.len(), layout) {
-            (4, Layout::B8) => b8::<4, false>(panel, act, rows, y, fetch),
-            (4, Layout::B8M) => b8::<4, true>(panel, act, rows, y, fetch),
-            (4, Layout::B4) => b4::<4>(panel, act, rows, y, fetch),
-            (4, Layout::K4) => k4::<4>(panel, act, rows, y, fetch),
-            (4, Layout::K6) => k6::<4, false>(panel, act, rows, y, fetch),
-            (4, Layout::K6M) => k6::<4, true>(panel, act, rows, y, fetch),
-            (2, Layout::B8) => b8::<2, false>(panel, act, rows, y, fetch),
-            (2, Layout::B8M) => b8::<2, true>(panel, act, rows, y, fetch),
-            (2, Layout::B4) => b4::<2>(panel, act, rows, y, fetch),
-            (2, Layout::K4) => k4::<2>(panel, act, rows, y, fetch),
-            (2, Layout::K6) => k6::<2, false>(panel, act, rows, y, fetch),
-            (2, Layout::K6M) => k6::<2, true>(panel, act, rows, y, fetch),
-            (_, Layout::B8) => b8::<1, false>(panel, act, rows, y, fetch),
-            (_, Layout::B8M) => b8::<1, true>(panel, act, rows, y, fetch),
-            (_, Layout::B4) => b4::<1>(panel, act, rows, y, fetch),
-            (_, Layout::K4) => k4::<1>(panel, act, rows, y, fetch),
-            (_, Layout::K6) => k6::<1, false>(panel, act, rows, y, fetch),
-            (_, Layout::K6M) => k6::<1, true>(panel, act, rows, y, fetch),
+            (4, Layout::Block32Int8) => b8::<4, false>(panel, act, rows, y, fetch),
+            (4, Layout::Block32Int8Min) => b8::<4, true>(panel, act, rows, y, fetch),
+            (4, Layout::Block32Int4) => b4::<4>(panel, act, rows, y, fetch),
+            (4, Layout::Block256Int4Min) => k4::<4>(panel, act, rows, y, fetch),
+            (4, Layout::Block256Int6) => k6::<4, false>(panel, act, rows, y, fetch),
+            (4, Layout::Block256Int6Min) => k6::<4, true>(panel, act, rows, y, fetch),
+            (2, Layout::Block32Int8) => b8::<2, false>(panel, act, rows, y, fetch),
+            (2, Layout::Block32Int8Min) => b8::<2, true>(panel, act, rows, y, fetch),
+            (2, Layout::Block32Int4) => b4::<2>(panel, act, rows, y, fetch),
+            (2, Layout::Block256Int4Min) => k4::<2>(panel, act, rows, y, fetch),
+            (2, Layout::Block256Int6) => k6::<2, false>(panel, act, rows, y, fetch),
+            (2, Layout::Block256Int6Min) => k6::<2, true>(panel, act, rows, y, fetch),
+            (_, Layout::Block32Int8) => b8::<1, false>(panel, act, rows, y, fetch),
+            (_, Layout::Block32Int8Min) => b8::<1, true>(panel, act, rows, y, fetch),
+            (_, Layout::Block32Int4) => b4::<1>(panel, act, rows, y, fetch),
+            (_, Layout::Block256Int4Min) => k4::<1>(panel, act, rows, y, fetch),
+            (_, Layout::Block256Int6) => k6::<1, false>(panel, act, rows, y, fetch),
+            (_, Layout::Block256Int6Min) => k6::<1, true>(panel, act, rows, y, fetch),
         }
     }
 }
@@ -124,7 +128,7 @@ fn row_ptrs<const T: usize, E>(array: &[E], per_row: usize, rows: &[usize]) -> [
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn k4<const T: usize>(
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
     fetch: bool,
@@ -136,9 +140,9 @@ unsafe fn k4<const T: usize>(
     let mut acc = [[_mm256_setzero_ps(); 2]; T];
     let low = _mm256_set1_epi8(15);
     for b in 0..blocks {
-        // SAFETY: all offsets stay within block b of the panel (2368 bytes) and of the rows (256 codes).
+        // SAFETY: all offsets stay within block b of the panel and of the rows (256 codes).
         unsafe {
-            let p = panel.as_ptr().add(b * 2368);
+            let p = panel.as_ptr().add(b * size_of::<Block256Int4Min>());
             #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
                 let q = forget(q);
@@ -159,7 +163,9 @@ unsafe fn k4<const T: usize>(
                             part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(second, quad(x.add(4))));
                         }
                     }
-                    let scale = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(2048 + g * 16 + h * 8).cast()));
+                    let scale = _mm256_cvtepu8_epi32(_mm_loadl_epi64(
+                        p.add(offset_of!(Block256Int4Min, scales) + g * PANEL + h * 8).cast(),
+                    ));
                     let scale = _mm256_or_si256(scale, _mm256_slli_epi32::<16>(scale));
                     for t in 0..T {
                         sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(part[t], scale));
@@ -167,13 +173,18 @@ unsafe fn k4<const T: usize>(
                 }
                 let mut min_sum = [_mm256_setzero_si256(); T];
                 for pair in 0..4 {
-                    let min = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.add(2176 + pair * 32 + h * 16).cast()));
+                    let min = _mm256_cvtepu8_epi16(_mm_loadu_si128(
+                        p.add(offset_of!(Block256Int4Min, mins) + pair * 2 * PANEL + h * 16).cast(),
+                    ));
                     for t in 0..T {
                         let x = quad(sums[t].add(b * 8 + pair * 2));
                         min_sum[t] = _mm256_add_epi32(min_sum[t], _mm256_madd_epi16(min, x));
                     }
                 }
-                let (d, dmin) = (halves(p.add(2304 + h * 16)), halves(p.add(2336 + h * 16)));
+                let (d, dmin) = (
+                    halves(p.add(offset_of!(Block256Int4Min, d) + h * 16)),
+                    halves(p.add(offset_of!(Block256Int4Min, dmin) + h * 16)),
+                );
                 for t in 0..T {
                     let dx = *dx[t].add(b);
                     acc[t][h] = add_scaled(acc[t][h], dx, d, sum[t]);
@@ -189,13 +200,13 @@ unsafe fn k4<const T: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn k6<const T: usize, const MINS: bool>(
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
     fetch: bool,
 ) {
     let blocks = act.k / 256;
-    let block_bytes = if MINS { 3648 } else { 3360 };
+    let block_bytes = if MINS { size_of::<Block256Int6Min>() } else { size_of::<Block256Int6>() };
     let q = row_ptrs::<T, _>(&act.q, act.k, rows);
     let center = row_ptrs::<T, _>(&act.center, act.k / 8, rows);
     let sums = row_ptrs::<T, _>(&act.sums16, act.k / 16, rows);
@@ -211,7 +222,8 @@ unsafe fn k6<const T: usize, const MINS: bool>(
                 let q = forget(q);
                 let mut sum = [_mm256_setzero_si256(); T];
                 for g in 0..16 {
-                    let (line, high) = (p.add(g * 128 + h * 32), p.add(2048 + g * 64 + h * 32));
+                    let (line, high) =
+                        (p.add(g * 128 + h * 32), p.add(offset_of!(Block256Int6, high) + g * 64 + h * 32));
                     if fetch && h == 0 {
                         ask_for(line);
                         ask_for(line.add(64));
@@ -233,8 +245,10 @@ unsafe fn k6<const T: usize, const MINS: bool>(
                             _mm256_and_si256(_mm256_srli_epi16::<2>(bits), top),
                         ),
                     ];
-                    let scale =
-                        _mm256_cvtepi8_epi16(_mm_loadl_epi64(p.add(3072 + g * 16 + h * 8).cast()).spread());
+                    let scale = _mm256_cvtepi8_epi16(
+                        _mm_loadl_epi64(p.add(offset_of!(Block256Int6, scales) + g * PANEL + h * 8).cast())
+                            .spread(),
+                    );
                     for t in 0..T {
                         let x = q[t].add(b * 256 + g * 16);
                         let mut part =
@@ -245,21 +259,22 @@ unsafe fn k6<const T: usize, const MINS: bool>(
                         sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(part, scale));
                     }
                 }
-                let d = halves(p.add(3328 + h * 16));
+                let d = halves(p.add(offset_of!(Block256Int6, d) + h * 16));
                 for t in 0..T {
                     acc[t][h] = add_scaled(acc[t][h], *dx[t].add(b), d, sum[t]);
                 }
                 if MINS {
                     let mut min_sum = [_mm256_setzero_si256(); T];
                     for pair in 0..8 {
-                        let min =
-                            _mm256_cvtepu8_epi16(_mm_loadu_si128(p.add(3360 + pair * 32 + h * 16).cast()));
+                        let min = _mm256_cvtepu8_epi16(_mm_loadu_si128(
+                            p.add(offset_of!(Block256Int6Min, mins) + pair * 2 * PANEL + h * 16).cast(),
+                        ));
                         for t in 0..T {
                             let x = quad(sums[t].add(b * 16 + pair * 2));
                             min_sum[t] = _mm256_add_epi32(min_sum[t], _mm256_madd_epi16(min, x));
                         }
                     }
-                    let dmin = halves(p.add(3616 + h * 16));
+                    let dmin = halves(p.add(offset_of!(Block256Int6Min, dmin) + h * 16));
                     for t in 0..T {
                         acc[t][h] = add_scaled(acc[t][h], -*dx[t].add(b), dmin, min_sum[t]);
                     }
@@ -287,7 +302,7 @@ impl Spread for __m128i {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn b4<const T: usize>(
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
     fetch: bool,
@@ -299,9 +314,9 @@ unsafe fn b4<const T: usize>(
     let mut acc = [[_mm256_setzero_ps(); 2]; T];
     let (low, one) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
     for b in 0..blocks {
-        // SAFETY: all offsets stay within block b of the panel (288 bytes) and of the rows (32 codes).
+        // SAFETY: all offsets stay within block b of the panel and of the rows (32 codes).
         unsafe {
-            let p = panel.as_ptr().add(b * 288);
+            let p = panel.as_ptr().add(b * size_of::<Block32Int4>());
             #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
                 let q = forget(q);
@@ -320,7 +335,7 @@ unsafe fn b4<const T: usize>(
                         part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(second, quad(x.add(4))));
                     }
                 }
-                let d = halves(p.add(256 + h * 16));
+                let d = halves(p.add(offset_of!(Block32Int4, d) + h * 16));
                 for t in 0..T {
                     let offset = _mm256_set1_epi32(8 * i32::from(*sums[t].add(b)));
                     let sum = _mm256_sub_epi32(_mm256_madd_epi16(part[t], one), offset);
@@ -336,13 +351,13 @@ unsafe fn b4<const T: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn b8<const T: usize, const MINS: bool>(
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
     fetch: bool,
 ) {
     let blocks = act.k / 32;
-    let block_bytes = if MINS { 576 } else { 544 };
+    let block_bytes = if MINS { size_of::<Block32Int8Min>() } else { size_of::<Block32Int8>() };
     let sums = row_ptrs::<T, _>(&act.sums32, blocks, rows);
     let q = row_ptrs::<T, _>(&act.q16, act.k, rows);
     let dx = row_ptrs::<T, _>(&act.d, blocks, rows);
@@ -369,12 +384,12 @@ unsafe fn b8<const T: usize, const MINS: bool>(
                         sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(odd, quad(x.add(2))));
                     }
                 }
-                let d = halves(p.add(512 + h * 16));
+                let d = halves(p.add(offset_of!(Block32Int8, d) + h * 16));
                 for t in 0..T {
                     acc[t][h] = add_scaled(acc[t][h], *dx[t].add(b), d, sum[t]);
                 }
                 if MINS {
-                    let dmin = halves(p.add(544 + h * 16));
+                    let dmin = halves(p.add(offset_of!(Block32Int8Min, dmin) + h * 16));
                     for t in 0..T {
                         let sum = _mm256_set1_epi32(i32::from(*sums[t].add(b)));
                         acc[t][h] = add_scaled(acc[t][h], -*dx[t].add(b), dmin, sum);

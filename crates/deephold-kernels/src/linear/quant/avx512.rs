@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::wide::{self, Wide};
-use super::{Layout, PANEL, QuantAct};
+use super::{Layout, PANEL, QuantizedActivations};
 
 /// As [`wide::tile`].
 ///
@@ -16,7 +16,7 @@ use super::{Layout, PANEL, QuantAct};
 pub(super) unsafe fn tile(
     layout: Layout,
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
 ) {

@@ -22,6 +22,7 @@ mod act;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
@@ -35,7 +36,7 @@ use std::ops::Range;
 
 use deephold_quant::DType;
 
-pub(crate) use act::{ActKind, QuantAct};
+pub(crate) use act::{ActivationBlocks, QuantizedActivations};
 
 use super::PANEL;
 use crate::tensor::SharedOut;
@@ -43,40 +44,50 @@ use crate::{Isa, KernelError, ThreadPool};
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
-    B8,
-    B8M,
-    B4,
-    K4,
-    K6,
-    K6M,
+    /// Signed 8-bit codes and a scale for each 32 columns.
+    Block32Int8,
+    /// The same with a minimum for each 32 columns.
+    Block32Int8Min,
+    /// 4-bit codes and a scale for each 32 columns.
+    Block32Int4,
+    /// 4-bit codes in 8 groups of 32 columns, a scale and a minimum for each.
+    Block256Int4Min,
+    /// 6-bit codes in 16 groups of 16 columns, a scale for each.
+    Block256Int6,
+    /// The same with a minimum for each group.
+    Block256Int6Min,
 }
 
 impl Layout {
     fn of(dtype: DType) -> Option<Layout> {
         Some(match dtype {
-            DType::Q8_0 | DType::Q5_0 | DType::IQ4NL => Layout::B8,
-            DType::Q4_1 | DType::Q5_1 => Layout::B8M,
-            DType::Q4_0 => Layout::B4,
-            DType::Q4K => Layout::K4,
-            DType::Q6K | DType::Q3K => Layout::K6,
-            DType::Q5K | DType::Q2K => Layout::K6M,
+            DType::Q8_0 | DType::Q5_0 | DType::IQ4NL => Layout::Block32Int8,
+            DType::Q4_1 | DType::Q5_1 => Layout::Block32Int8Min,
+            DType::Q4_0 => Layout::Block32Int4,
+            DType::Q4K => Layout::Block256Int4Min,
+            DType::Q6K | DType::Q3K => Layout::Block256Int6,
+            DType::Q5K | DType::Q2K => Layout::Block256Int6Min,
             _ => return None,
         })
     }
 
     fn block_len(self) -> usize {
-        if matches!(self, Layout::B8 | Layout::B8M | Layout::B4) { 32 } else { 256 }
+        if matches!(self, Layout::Block32Int8 | Layout::Block32Int8Min | Layout::Block32Int4) {
+            32
+        } else {
+            256
+        }
     }
 
     /// Bytes of one block of 16 rows.
     fn block_bytes(self) -> usize {
         match self {
-            Layout::B8 => 512 + 32,
-            Layout::B8M => 512 + 32 + 32,
-            Layout::B4 => 256 + 32,
-            Layout::K4 => 2048 + 128 + 128 + 64,
-            Layout::K6 => 2048 + 1024 + 256 + 32,
-            Layout::K6M => 2048 + 1024 + 256 + 32 + 256 + 32,
+            Layout::Block32Int8 => size_of::<layout::Block32Int8>(),
+            Layout::Block32Int8Min => size_of::<layout::Block32Int8Min>(),
+            Layout::Block32Int4 => size_of::<layout::Block32Int4>(),
+            Layout::Block256Int4Min => size_of::<layout::Block256Int4Min>(),
+            Layout::Block256Int6 => size_of::<layout::Block256Int6>(),
+            Layout::Block256Int6Min => size_of::<layout::Block256Int6Min>(),
         }
     }
 }
@@ -102,7 +113,7 @@ pub(crate) struct QuantMatrix {
 
 /// Which rows of the activations a call reads.
 #[derive(Clone, Copy)]
-pub(crate) enum ActRows<'a> {
+pub(crate) enum InputRows<'a> {
     /// All, in order.
     All,
     /// These, in this order.
@@ -153,8 +164,8 @@ impl QuantMatrix {
     }
 
     /// The form of activations that [`Self::gemm`] takes.
-    pub(crate) fn act_kind(&self) -> ActKind {
-        if self.layout.block_len() == 32 { ActKind::B32 } else { ActKind::K256 }
+    pub(crate) fn activation_blocks(&self) -> ActivationBlocks {
+        if self.layout.block_len() == 32 { ActivationBlocks::Of32 } else { ActivationBlocks::Of256 }
     }
 
     /// Computes output columns `16 * panels` for the given rows of `act`; row i goes to output row `row0 + i`, columns
@@ -163,18 +174,18 @@ impl QuantMatrix {
     pub(crate) fn gemm(
         &self,
         isa: Isa,
-        act: &QuantAct,
-        rows: ActRows<'_>,
+        act: &QuantizedActivations,
+        rows: InputRows<'_>,
         panels: Range<usize>,
         out: SharedOut,
         row0: usize,
         col0: usize,
         stride: usize,
     ) {
-        assert!(act.kind == self.act_kind() && act.k == self.k, "activations of another shape");
+        assert!(act.kind == self.activation_blocks() && act.k == self.k, "activations of another shape");
         let count = match rows {
-            ActRows::All => act.rows,
-            ActRows::List(list) => list.len(),
+            InputRows::All => act.rows,
+            InputRows::List(list) => list.len(),
         };
         let panel_bytes = self.k / self.layout.block_len() * self.layout.block_bytes();
         for panel in panels {
@@ -190,8 +201,8 @@ impl QuantMatrix {
                 let mut at = [0usize; 4];
                 for (j, row) in at[..tile].iter_mut().enumerate() {
                     *row = match rows {
-                        ActRows::All => i + j,
-                        ActRows::List(list) => list[i + j] as usize,
+                        InputRows::All => i + j,
+                        InputRows::List(list) => list[i + j] as usize,
                     };
                     assert!(*row < act.rows, "row outside the activations");
                 }
@@ -212,7 +223,7 @@ impl QuantMatrix {
         &self,
         isa: Isa,
         panel: &[u8],
-        act: &QuantAct,
+        act: &QuantizedActivations,
         rows: &[usize],
         y: &mut [[f32; PANEL]],
         fetch: bool,

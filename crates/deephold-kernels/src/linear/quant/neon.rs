@@ -7,7 +7,7 @@ use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
 use super::wide::{self, Wide};
-use super::{Layout, PANEL, QuantAct};
+use super::{Layout, PANEL, QuantizedActivations};
 
 /// As [`wide::tile`].
 ///
@@ -16,7 +16,7 @@ use super::{Layout, PANEL, QuantAct};
 pub(super) unsafe fn tile(
     layout: Layout,
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
 ) {
@@ -31,7 +31,13 @@ pub(super) unsafe fn tile(
 }
 
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn tile_dot(layout: Layout, panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
+unsafe fn tile_dot(
+    layout: Layout,
+    panel: &[u8],
+    act: &QuantizedActivations,
+    rows: &[usize],
+    y: &mut [[f32; PANEL]],
+) {
     // SAFETY: the caller's promise is handed on.
     unsafe { wide::tile::<Neon<true>>(layout, panel, act, rows, y) }
 }
@@ -44,7 +50,7 @@ unsafe fn tile_dot(layout: Layout, panel: &[u8], act: &QuantAct, rows: &[usize],
 pub(super) unsafe fn tile_plain(
     layout: Layout,
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
 ) {

@@ -1,8 +1,13 @@
 //! From stored rows to panels.
 
+use std::mem::offset_of;
+
 use deephold_quant::{Block, DType, unpack_block};
 use half::f16;
 
+use super::layout::{
+    Block32Int4, Block32Int8, Block32Int8Min, Block256Int4Min, Block256Int6, Block256Int6Min,
+};
 use super::{Layout, PANEL};
 
 /// Packs panel `p` into `out` (zeroed; missing rows stay zero).
@@ -36,8 +41,8 @@ fn put_f16(out: &mut [u8], at: usize, value: f32) {
 /// Puts row `r` of a block in its place.
 fn put(layout: Layout, block: &Block, r: usize, out: &mut [u8]) {
     let offset = match layout {
-        Layout::B4 => 8,
-        Layout::K6 => 32,
+        Layout::Block32Int4 => 8,
+        Layout::Block256Int6 => 32,
         _ => 0,
     };
     // Four codes at a time, a byte each.
@@ -48,7 +53,7 @@ fn put(layout: Layout, block: &Block, r: usize, out: &mut [u8]) {
     }
     let quads = &quads[..block.len / 4];
     let mut line = |at: usize, value: u32| out[at + 4 * r..][..4].copy_from_slice(&value.to_le_bytes());
-    if matches!(layout, Layout::B8 | Layout::B8M) {
+    if matches!(layout, Layout::Block32Int8 | Layout::Block32Int8Min) {
         quads.iter().enumerate().for_each(|(i, q)| line(i * 64, *q));
     } else {
         const LOW: u32 = 0x0f0f_0f0f;
@@ -56,38 +61,39 @@ fn put(layout: Layout, block: &Block, r: usize, out: &mut [u8]) {
             line(i * 64, (pair[0] & LOW) | (pair[1] & LOW) << 4);
         }
     }
-    if matches!(layout, Layout::K6 | Layout::K6M) {
+    if matches!(layout, Layout::Block256Int6 | Layout::Block256Int6Min) {
         for (i, four) in quads.chunks_exact(4).enumerate() {
             let high = |j: usize| ((four[j] >> 4) & 0x0303_0303) << (2 * j);
-            line(2048 + i * 64, high(0) | high(1) | high(2) | high(3));
+            line(offset_of!(Block256Int6, high) + i * 64, high(0) | high(1) | high(2) | high(3));
         }
     }
     match layout {
-        Layout::B8 => put_f16(out, 512 + 2 * r, block.d),
-        Layout::B8M => {
-            put_f16(out, 512 + 2 * r, block.d);
-            put_f16(out, 544 + 2 * r, block.dmin);
+        Layout::Block32Int8 => put_f16(out, offset_of!(Block32Int8, d) + 2 * r, block.d),
+        Layout::Block32Int8Min => {
+            put_f16(out, offset_of!(Block32Int8Min, d) + 2 * r, block.d);
+            put_f16(out, offset_of!(Block32Int8Min, dmin) + 2 * r, block.dmin);
         }
-        Layout::B4 => put_f16(out, 256 + 2 * r, block.d),
-        Layout::K4 => {
+        Layout::Block32Int4 => put_f16(out, offset_of!(Block32Int4, d) + 2 * r, block.d),
+        Layout::Block256Int4Min => {
             for g in 0..8 {
-                out[2048 + g * 16 + r] = block.scales[g] as u8;
-                out[2176 + g / 2 * 32 + r * 2 + g % 2] = block.mins[g];
+                out[offset_of!(Block256Int4Min, scales) + g * PANEL + r] = block.scales[g] as u8;
+                out[offset_of!(Block256Int4Min, mins) + g / 2 * 2 * PANEL + r * 2 + g % 2] = block.mins[g];
             }
-            put_f16(out, 2304 + 2 * r, block.d);
-            put_f16(out, 2336 + 2 * r, block.dmin);
+            put_f16(out, offset_of!(Block256Int4Min, d) + 2 * r, block.d);
+            put_f16(out, offset_of!(Block256Int4Min, dmin) + 2 * r, block.dmin);
         }
-        Layout::K6 | Layout::K6M => {
+        Layout::Block256Int6 | Layout::Block256Int6Min => {
             let per_group = 16 / block.groups;
             for g in 0..16 {
-                out[3072 + g * 16 + r] = block.scales[g / per_group] as u8;
+                out[offset_of!(Block256Int6, scales) + g * PANEL + r] = block.scales[g / per_group] as u8;
             }
-            put_f16(out, 3328 + 2 * r, block.d);
-            if layout == Layout::K6M {
+            put_f16(out, offset_of!(Block256Int6, d) + 2 * r, block.d);
+            if layout == Layout::Block256Int6Min {
                 for g in 0..16 {
-                    out[3360 + g / 2 * 32 + r * 2 + g % 2] = block.mins[g / per_group];
+                    out[offset_of!(Block256Int6Min, mins) + g / 2 * 2 * PANEL + r * 2 + g % 2] =
+                        block.mins[g / per_group];
                 }
-                put_f16(out, 3616 + 2 * r, block.dmin);
+                put_f16(out, offset_of!(Block256Int6Min, dmin) + 2 * r, block.dmin);
             }
         }
     }

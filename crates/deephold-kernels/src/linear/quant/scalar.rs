@@ -1,8 +1,11 @@
 //! The specification: plain loops over the layouts.
 
+use std::mem::offset_of;
+
 use half::f16;
 
-use super::{Layout, PANEL, QuantAct};
+use super::layout::{Block32Int8, Block32Int8Min, Block256Int4Min, Block256Int6, Block256Int6Min};
+use super::{Layout, PANEL, QuantizedActivations};
 
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
@@ -12,18 +15,25 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
 fn code(layout: Layout, block: &[u8], r: usize, i: usize) -> i32 {
     let (quad, at) = (i / 4, r * 4 + i % 4);
     let low = || i32::from(block[quad / 2 * 64 + at] >> (4 * (quad % 2)) & 15);
-    let high = || i32::from(block[2048 + quad / 4 * 64 + at] >> (2 * (quad % 4)) & 3) << 4;
+    let high =
+        || i32::from(block[offset_of!(Block256Int6, high) + quad / 4 * 64 + at] >> (2 * (quad % 4)) & 3) << 4;
     match layout {
-        Layout::B8 | Layout::B8M => i32::from(block[quad * 64 + at] as i8),
-        Layout::B4 => low() - 8,
-        Layout::K4 => low(),
-        Layout::K6 => (low() | high()) - 32,
-        Layout::K6M => low() | high(),
+        Layout::Block32Int8 | Layout::Block32Int8Min => i32::from(block[quad * 64 + at] as i8),
+        Layout::Block32Int4 => low() - 8,
+        Layout::Block256Int4Min => low(),
+        Layout::Block256Int6 => (low() | high()) - 32,
+        Layout::Block256Int6Min => low() | high(),
     }
 }
 
 /// y[i] = the panel's 16 outputs for activation row `rows[i]`.
-pub(super) fn tile(layout: Layout, panel: &[u8], act: &QuantAct, rows: &[usize], y: &mut [[f32; PANEL]]) {
+pub(super) fn tile(
+    layout: Layout,
+    panel: &[u8],
+    act: &QuantizedActivations,
+    rows: &[usize],
+    y: &mut [[f32; PANEL]],
+) {
     let len = layout.block_len();
     let blocks = act.k / len;
     for (&row, y) in rows.iter().zip(y) {
@@ -35,15 +45,16 @@ pub(super) fn tile(layout: Layout, panel: &[u8], act: &QuantAct, rows: &[usize],
                 let sum = block_sum(layout, block, r, q);
                 let dx = act.d[row * blocks + b];
                 let d_at = match layout {
-                    Layout::B8 | Layout::B8M => 512,
-                    Layout::B4 => 256,
-                    Layout::K4 => 2304,
-                    Layout::K6 | Layout::K6M => 3328,
+                    Layout::Block32Int8 | Layout::Block32Int8Min => offset_of!(Block32Int8, d),
+                    Layout::Block32Int4 => 256,
+                    Layout::Block256Int4Min => offset_of!(Block256Int4Min, d),
+                    Layout::Block256Int6 | Layout::Block256Int6Min => offset_of!(Block256Int6, d),
                 };
                 *y = (dx * half_at(block, d_at + 2 * r)).mul_add(sum as f32, *y);
-                if layout == Layout::B8M {
+                if layout == Layout::Block32Int8Min {
                     let sum: i32 = q.iter().map(|&q| i32::from(q)).sum();
-                    *y = (-(dx * half_at(block, 544 + 2 * r))).mul_add(sum as f32, *y);
+                    *y = (-(dx * half_at(block, offset_of!(Block32Int8Min, dmin) + 2 * r)))
+                        .mul_add(sum as f32, *y);
                 } else if let Some((group, mins_at, dmin_at)) = mins(layout) {
                     let min = |g: usize| i32::from(block[mins_at + g / 2 * 32 + r * 2 + g % 2]);
                     let sum: i32 = q.iter().enumerate().map(|(i, &q)| min(i / group) * i32::from(q)).sum();
@@ -57,17 +68,23 @@ pub(super) fn tile(layout: Layout, panel: &[u8], act: &QuantAct, rows: &[usize],
 /// Group length, place of the mins, place of dmin.
 fn mins(layout: Layout) -> Option<(usize, usize, usize)> {
     match layout {
-        Layout::K4 => Some((32, 2176, 2336)),
-        Layout::K6M => Some((16, 3360, 3616)),
+        Layout::Block256Int4Min => {
+            Some((32, offset_of!(Block256Int4Min, mins), offset_of!(Block256Int4Min, dmin)))
+        }
+        Layout::Block256Int6Min => {
+            Some((16, offset_of!(Block256Int6Min, mins), offset_of!(Block256Int6Min, dmin)))
+        }
         _ => None,
     }
 }
 
 fn block_sum(layout: Layout, block: &[u8], r: usize, q: &[i8]) -> i32 {
     let scale = |i: usize| match layout {
-        Layout::B8 | Layout::B8M | Layout::B4 => 1,
-        Layout::K4 => i32::from(block[2048 + i / 32 * 16 + r]),
-        Layout::K6 | Layout::K6M => i32::from(block[3072 + i / 16 * 16 + r] as i8),
+        Layout::Block32Int8 | Layout::Block32Int8Min | Layout::Block32Int4 => 1,
+        Layout::Block256Int4Min => i32::from(block[offset_of!(Block256Int4Min, scales) + i / 32 * PANEL + r]),
+        Layout::Block256Int6 | Layout::Block256Int6Min => {
+            i32::from(block[offset_of!(Block256Int6, scales) + i / 16 * PANEL + r] as i8)
+        }
     };
     q.iter().enumerate().map(|(i, &q)| scale(i) * code(layout, block, r, i) * i32::from(q)).sum()
 }

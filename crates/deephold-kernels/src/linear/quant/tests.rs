@@ -65,12 +65,12 @@ fn product(
     rows: usize,
     per_task: usize,
 ) -> Vec<f32> {
-    let act = QuantAct::new(pool, isa, m.act_kind(), x, rows, m.k);
+    let act = QuantizedActivations::new(pool, isa, m.activation_blocks(), x, rows, m.k);
     let mut y = vec![f32::NAN; rows * m.n];
     let out = SharedOut::new(&mut y);
     pool.run(m.panels().div_ceil(per_task), &|task, _| {
         let panels = task * per_task..((task + 1) * per_task).min(m.panels());
-        m.gemm(isa, &act, ActRows::All, panels, out, 0, 0, m.n);
+        m.gemm(isa, &act, InputRows::All, panels, out, 0, 0, m.n);
     });
     y
 }
@@ -113,7 +113,7 @@ fn kernels_over_lines_give_the_same_bits() {
         let m = QuantMatrix::pack(&pool, dtype, n, k, &random_blocks(dtype, n * k, 5)).unwrap();
         let mut x = noise(4 * k, 11);
         x[k..2 * k].fill(-1.0);
-        let act = QuantAct::new(&pool, Isa::Scalar, m.act_kind(), &x, 4, k);
+        let act = QuantizedActivations::new(&pool, Isa::Scalar, m.activation_blocks(), &x, 4, k);
         for rows in [&[2][..], &[1, 3], &[0, 1, 2, 3]] {
             let (mut expected, mut y) = ([[0f32; PANEL]; 4], [[0f32; PANEL]; 4]);
             scalar::tile(m.layout, &m.data, &act, rows, &mut expected[..rows.len()]);
@@ -169,10 +169,10 @@ fn listed_rows_go_where_they_belong() {
     let m = QuantMatrix::pack(&pool, DType::Q4K, n, k, &random_blocks(DType::Q4K, n * k, 3)).unwrap();
     let x = noise(6 * k, 4);
     let all = product(&m, Isa::detect(), &pool, &x, 6, 2);
-    let act = QuantAct::new(&pool, Isa::detect(), m.act_kind(), &x, 6, k);
+    let act = QuantizedActivations::new(&pool, Isa::detect(), m.activation_blocks(), &x, 6, k);
     let list = [5u32, 0, 3, 3, 1];
     let mut y = vec![0.0; 7 * 40];
-    m.gemm(Isa::detect(), &act, ActRows::List(&list), 0..2, SharedOut::new(&mut y), 1, 4, 40);
+    m.gemm(Isa::detect(), &act, InputRows::List(&list), 0..2, SharedOut::new(&mut y), 1, 4, 40);
     for (i, &row) in list.iter().enumerate() {
         let from = row as usize * n;
         assert_eq!(bits(&y[(i + 1) * 40 + 4..][..n]), bits(&all[from..from + n]));

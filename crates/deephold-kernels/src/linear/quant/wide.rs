@@ -4,7 +4,12 @@
 //! gives its one-line operations. What can go wrong in a kernel, its offsets and shifts, is here, and is tested everywhere
 //! through the array form, also for sets that the machine at hand does not have.
 
-use super::{Layout, PANEL, QuantAct};
+use std::mem::offset_of;
+
+use super::layout::{
+    Block32Int4, Block32Int8, Block32Int8Min, Block256Int4Min, Block256Int6, Block256Int6Min,
+};
+use super::{Layout, PANEL, QuantizedActivations};
 
 /// 16 lanes: of 4 bytes, of an i32, of an f32. All integer operations wrap; the sums here stay far below 2^31.
 pub(super) trait Wide {
@@ -54,7 +59,7 @@ pub(super) trait Wide {
 pub(super) unsafe fn tile<W: Wide>(
     layout: Layout,
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
 ) {
@@ -73,19 +78,19 @@ pub(super) unsafe fn tile<W: Wide>(
 unsafe fn rows_of<W: Wide, const T: usize>(
     layout: Layout,
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
 ) {
     // SAFETY: the caller's promise is handed on.
     let acc: [W::Floats; T] = unsafe {
         match layout {
-            Layout::B8 => b8::<W, T, false>(panel, act, rows),
-            Layout::B8M => b8::<W, T, true>(panel, act, rows),
-            Layout::B4 => b4::<W, T>(panel, act, rows),
-            Layout::K4 => k4::<W, T>(panel, act, rows),
-            Layout::K6 => k6::<W, T, false>(panel, act, rows),
-            Layout::K6M => k6::<W, T, true>(panel, act, rows),
+            Layout::Block32Int8 => b8::<W, T, false>(panel, act, rows),
+            Layout::Block32Int8Min => b8::<W, T, true>(panel, act, rows),
+            Layout::Block32Int4 => b4::<W, T>(panel, act, rows),
+            Layout::Block256Int4Min => k4::<W, T>(panel, act, rows),
+            Layout::Block256Int6 => k6::<W, T, false>(panel, act, rows),
+            Layout::Block256Int6Min => k6::<W, T, true>(panel, act, rows),
         }
     };
     for (acc, y) in acc.into_iter().zip(y) {
@@ -111,7 +116,11 @@ unsafe fn quad<E>(p: *const E, at: usize) -> i32 {
 // of activations below the block's length, sums and scales, as the caller promises their sizes.
 
 #[inline(always)]
-unsafe fn k4<W: Wide, const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize]) -> [W::Floats; T] {
+unsafe fn k4<W: Wide, const T: usize>(
+    panel: &[u8],
+    act: &QuantizedActivations,
+    rows: &[usize],
+) -> [W::Floats; T] {
     let blocks = act.k / 256;
     let q = parts::<T, _>(&act.q, act.k, rows);
     let sums = parts::<T, _>(&act.sums32, act.k / 32, rows);
@@ -120,7 +129,7 @@ unsafe fn k4<W: Wide, const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usiz
     unsafe {
         let mut acc = [W::zeros(); T];
         for b in 0..blocks {
-            let p = panel.as_ptr().add(b * 2368);
+            let p = panel.as_ptr().add(b * size_of::<Block256Int4Min>());
             let mut sum = [W::splat(0); T];
             for g in 0..8 {
                 let mut part = [W::splat(0); T];
@@ -134,16 +143,23 @@ unsafe fn k4<W: Wide, const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usiz
                     }
                 }
                 // Scales of 6 bits: as i8 they are themselves.
-                let scale = W::scales(p.add(2048 + g * 16).cast());
+                let scale = W::scales(p.add(offset_of!(Block256Int4Min, scales) + g * PANEL).cast());
                 for t in 0..T {
                     sum[t] = W::mul_add(sum[t], part[t], scale);
                 }
             }
-            let (d, dmin) = (W::halves(p.add(2304)), W::halves(p.add(2336)));
+            let (d, dmin) = (
+                W::halves(p.add(offset_of!(Block256Int4Min, d))),
+                W::halves(p.add(offset_of!(Block256Int4Min, dmin))),
+            );
             for t in 0..T {
                 let mut min_sum = W::splat(0);
                 for pair in 0..4 {
-                    min_sum = W::add_mins(min_sum, p.add(2176 + pair * 32), quad(sums[t], b * 8 + pair * 2));
+                    min_sum = W::add_mins(
+                        min_sum,
+                        p.add(offset_of!(Block256Int4Min, mins) + pair * 2 * PANEL),
+                        quad(sums[t], b * 8 + pair * 2),
+                    );
                 }
                 let dx = *dx[t].add(b);
                 acc[t] = W::add_scaled(acc[t], dx, d, sum[t]);
@@ -157,11 +173,11 @@ unsafe fn k4<W: Wide, const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usiz
 #[inline(always)]
 unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
 ) -> [W::Floats; T] {
     let blocks = act.k / 256;
-    let block_bytes = if MINS { 3648 } else { 3360 };
+    let block_bytes = if MINS { size_of::<Block256Int6Min>() } else { size_of::<Block256Int6>() };
     let q = parts::<T, _>(&act.q, act.k, rows);
     let sums = parts::<T, _>(&act.sums16, act.k / 16, rows);
     let dx = parts::<T, _>(&act.d, blocks, rows);
@@ -173,14 +189,14 @@ unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
             let mut sum = [W::splat(0); T];
             for g in 0..16 {
                 let (l0, l1) = (W::load(p.add(g * 128)), W::load(p.add(g * 128 + 64)));
-                let bits = W::load(p.add(2048 + g * 64));
+                let bits = W::load(p.add(offset_of!(Block256Int6, high) + g * 64));
                 let codes = [
                     W::join::<0>(W::low(l0), bits),
                     W::join::<1>(W::high(l0), bits),
                     W::join::<2>(W::low(l1), bits),
                     W::join::<3>(W::high(l1), bits),
                 ];
-                let scale = W::scales(p.add(3072 + g * 16).cast());
+                let scale = W::scales(p.add(offset_of!(Block256Int6, scales) + g * PANEL).cast());
                 for t in 0..T {
                     // Without mins codes are stored 32 too high.
                     let shift = if MINS { 0 } else { -32 * i32::from(*sums[t].add(b * 16 + g)) };
@@ -191,16 +207,25 @@ unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
                     sum[t] = W::mul_add(sum[t], part, scale);
                 }
             }
-            let d = W::halves(p.add(3328));
+            let d = W::halves(p.add(offset_of!(Block256Int6, d)));
             for t in 0..T {
                 acc[t] = W::add_scaled(acc[t], *dx[t].add(b), d, sum[t]);
                 if MINS {
                     let mut min_sum = W::splat(0);
                     for pair in 0..8 {
                         let sums = quad(sums[t], b * 16 + pair * 2);
-                        min_sum = W::add_mins(min_sum, p.add(3360 + pair * 32), sums);
+                        min_sum = W::add_mins(
+                            min_sum,
+                            p.add(offset_of!(Block256Int6Min, mins) + pair * 2 * PANEL),
+                            sums,
+                        );
                     }
-                    acc[t] = W::add_scaled(acc[t], -*dx[t].add(b), W::halves(p.add(3616)), min_sum);
+                    acc[t] = W::add_scaled(
+                        acc[t],
+                        -*dx[t].add(b),
+                        W::halves(p.add(offset_of!(Block256Int6Min, dmin))),
+                        min_sum,
+                    );
                 }
             }
         }
@@ -209,7 +234,11 @@ unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
 }
 
 #[inline(always)]
-unsafe fn b4<W: Wide, const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usize]) -> [W::Floats; T] {
+unsafe fn b4<W: Wide, const T: usize>(
+    panel: &[u8],
+    act: &QuantizedActivations,
+    rows: &[usize],
+) -> [W::Floats; T] {
     let blocks = act.k / 32;
     let q = parts::<T, _>(&act.q, act.k, rows);
     let sums = parts::<T, _>(&act.sums32, blocks, rows);
@@ -218,7 +247,7 @@ unsafe fn b4<W: Wide, const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usiz
     unsafe {
         let mut acc = [W::zeros(); T];
         for b in 0..blocks {
-            let p = panel.as_ptr().add(b * 288);
+            let p = panel.as_ptr().add(b * size_of::<Block32Int4>());
             let mut sum: [W::Ints; T] = std::array::from_fn(|t| W::splat(-8 * i32::from(*sums[t].add(b))));
             for l in 0..4 {
                 let codes = W::load(p.add(l * 64));
@@ -228,7 +257,7 @@ unsafe fn b4<W: Wide, const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usiz
                     sum[t] = W::dot(sum[t], second, quad(q[t], b * 32 + l * 8 + 4));
                 }
             }
-            let d = W::halves(p.add(256));
+            let d = W::halves(p.add(offset_of!(Block32Int4, d)));
             for t in 0..T {
                 acc[t] = W::add_scaled(acc[t], *dx[t].add(b), d, sum[t]);
             }
@@ -240,11 +269,11 @@ unsafe fn b4<W: Wide, const T: usize>(panel: &[u8], act: &QuantAct, rows: &[usiz
 #[inline(always)]
 unsafe fn b8<W: Wide, const T: usize, const MINS: bool>(
     panel: &[u8],
-    act: &QuantAct,
+    act: &QuantizedActivations,
     rows: &[usize],
 ) -> [W::Floats; T] {
     let blocks = act.k / 32;
-    let block_bytes = if MINS { 576 } else { 544 };
+    let block_bytes = if MINS { size_of::<Block32Int8Min>() } else { size_of::<Block32Int8>() };
     let q = parts::<T, _>(&act.q, act.k, rows);
     let sums = parts::<T, _>(&act.sums32, blocks, rows);
     let dx = parts::<T, _>(&act.d, blocks, rows);
@@ -261,11 +290,11 @@ unsafe fn b8<W: Wide, const T: usize, const MINS: bool>(
                     sum[t] = W::dot_signed(sum[t], codes, quad(q[t], b * 32 + l * 4));
                 }
             }
-            let d = W::halves(p.add(512));
+            let d = W::halves(p.add(offset_of!(Block32Int8, d)));
             for t in 0..T {
                 acc[t] = W::add_scaled(acc[t], *dx[t].add(b), d, sum[t]);
                 if MINS {
-                    let dmin = W::halves(p.add(544));
+                    let dmin = W::halves(p.add(offset_of!(Block32Int8Min, dmin)));
                     acc[t] = W::add_scaled(acc[t], -*dx[t].add(b), dmin, W::splat(total(t)));
                 }
             }

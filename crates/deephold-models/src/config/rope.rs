@@ -10,7 +10,7 @@ use deephold_kernels::RopeTable;
 use serde_json::Value;
 
 use crate::ModelError;
-use crate::config::{POSITIONS_MAX, Section};
+use crate::config::section::{POSITIONS_MAX, Section};
 
 /// Which frequencies are slowed, and how.
 #[derive(Clone, Debug, PartialEq)]
