@@ -1,4 +1,6 @@
-//! Ids, units, clock and error codes that every layer shares. No I/O, no async.
+//! Ids, units, clock and error codes that every layer shares.
+//!
+//! Every crate calls it; it calls nobody, does no I/O beyond reading the system's clock, and knows no domain.
 
 mod clock;
 mod error;

@@ -14,8 +14,8 @@ pub type Accepted = Box<dyn FnOnce(Result<(), EngineError>) + Send>;
 pub enum Delivery {
     /// More may come.
     Ready,
-    /// The reader is slow: the request pauses until [`EngineHandle::resume`].
+    /// The reader is slow: the request pauses until [`crate::EngineHandle::resume`].
     Pause,
-    /// The reader is gone: the request ends with [`FinishReason::Abort`], which the sink is not told.
+    /// The reader is gone: the request ends with [`crate::FinishReason::Abort`], which the sink is not told.
     Closed,
 }

@@ -1,5 +1,8 @@
 //! Answers that are guaranteed to fit: JSON schema, regular expressions, Lark grammars and tool calls as token masks.
 //!
+//! The server makes constraints with it and the engine's sampler follows them. It never sees logits and never parses an answer:
+//! that is the tokenizer crate's.
+//!
 //! [`GrammarEngine`] holds a model's vocabulary as a tree; [`Guide`] says what the answer must be and where the constraint
 //! begins; [`GrammarEngine::constraint`] gives what the engine's sampler follows. Thinking stays free, tool calls are free
 //! until the model opens one, and from there on every token is within the grammar. Grammars come from outside: their size,

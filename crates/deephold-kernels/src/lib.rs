@@ -1,5 +1,8 @@
 //! CPU arithmetic behind one seam: everything a model computes is a method of [`Ops`].
 //!
+//! Models call it; the engine lends it the cache's blocks. It never decides which tokens are computed, never reads a file, and
+//! knows no architecture.
+//!
 //! Promise: an output element is a pure function of its own row's inputs. The same bits come out whatever the number of
 //! rows, the chunking of a prompt, the number of threads or the neighbours in a batch. Each op therefore has one
 //! summation order, written at the head of its module, and tiles only change which elements are computed together.

@@ -1,5 +1,8 @@
 //! DeepSeek-family models, one file a family, each reading like its paper.
 //!
+//! The engine calls [`Model::hidden`] and [`Model::head`] for each step; the binary loads, describes and measures. It never
+//! schedules, never samples, and owns no cache.
+//!
 //! A family is a validated configuration, a list of tensors with shapes, and layers whose forward pass is written in
 //! numbered steps. All arithmetic goes through `deephold-kernels`; no file here knows a block table, a thread count or a
 //! weight format. To add a family: one file, one line in `FAMILIES`, one golden folder.

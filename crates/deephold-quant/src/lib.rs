@@ -1,5 +1,8 @@
 //! Element types and quantized block formats: pure functions on bytes.
 //!
+//! The kernels pack from it and the weights crate reads and writes files with it. It allocates nothing that its caller did not
+//! size, touches no file, and never multiplies matrices.
+//!
 //! Every format is first taken apart into [`Block`] (integer codes, group scales, two f32 factors); decoding, and
 //! packing for the kernels, start from that one form, so that they cannot disagree about a format's bits.
 

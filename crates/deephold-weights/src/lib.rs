@@ -1,5 +1,8 @@
 //! Checkpoints on disk: safetensors and GGUF, mapped and checked; verified, quantized, converted.
 //!
+//! Models load from it, the tokenizer reads vocabularies and templates through it, and the binary verifies and quantizes with
+//! it. It never trusts a size in a file, never changes an input, and computes nothing of a model.
+//!
 //! [`Checkpoint`] shows both formats alike: tensors under their Hugging Face names, a config.json-like value, and the
 //! tokenizer's sources. The parsers ([`safetensors::parse_header`], [`gguf::parse`], [`config::parse`]) are pure
 //! functions on bytes: they never panic, and allocate in proportion to the bytes they are given.
