@@ -26,8 +26,9 @@ pub struct EngineCore {
     model: Arc<dyn Model>,
     machine: Arc<Machine>,
     cache: KvCache,
-    /// The cache's part of the machine's memory.
-    _memory: MemoryLease,
+    /// Parts of the machine's memory that go back when the engine ends: the cache's, and the weights' where their holder
+    /// handed them over.
+    memory: Vec<MemoryLease>,
     clock: Arc<dyn Clock>,
     config: EngineConfig,
     scheduler: Scheduler,
@@ -108,7 +109,7 @@ impl EngineCore {
             model,
             machine,
             cache,
-            _memory: memory,
+            memory: vec![memory],
             clock,
             config,
             scheduler,
@@ -121,6 +122,16 @@ impl EngineCore {
     /// The model.
     pub fn model(&self) -> &Arc<dyn Model> {
         &self.model
+    }
+
+    /// Keeps a part of the machine's memory for as long as the engine lives: that of the model's weights.
+    pub fn hold(&mut self, lease: MemoryLease) {
+        self.memory.push(lease);
+    }
+
+    /// The engine's clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     /// Time on the engine's clock.

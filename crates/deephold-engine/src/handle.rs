@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use deephold_base::Clock;
+
 use crate::mailbox::{ADDS_MAX, Command, Mailbox, Refused, Shutdown};
 use crate::request::{FinishReason, Request, RequestId, RequestOutput};
 use crate::sink::{Accepted, Delivery, OutputSink};
@@ -23,6 +25,7 @@ pub type StepObserver = Box<dyn FnMut(&StepOutput) + Send>;
 pub struct EngineHandle {
     mailbox: Arc<Mailbox>,
     stats: Arc<Mutex<EngineStats>>,
+    clock: Arc<dyn Clock>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -42,6 +45,7 @@ impl EngineHandle {
     pub fn spawn_observed(core: EngineCore, observer: StepObserver) -> std::io::Result<Self> {
         let mailbox = Arc::new(Mailbox::default());
         let stats = Arc::new(Mutex::new(core.stats()));
+        let clock = Arc::clone(core.clock());
         let mut thread = EngineThread {
             core,
             sinks: HashMap::new(),
@@ -51,7 +55,7 @@ impl EngineHandle {
             drain_until: None,
         };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || thread.run())?;
-        Ok(Self { mailbox, stats, thread: Mutex::new(Some(thread)) })
+        Ok(Self { mailbox, stats, clock, thread: Mutex::new(Some(thread)) })
     }
 
     /// Queues a request; never waits. `accepted` hears what [`EngineCore::add_request`] says, then `sink` the outputs.
@@ -95,6 +99,11 @@ impl EngineHandle {
         self.submit_with(request, sink, Box::new(move |result| _ = answer.send(result)))?;
         answered.recv().map_err(|_| EngineError::Stopped)??;
         Ok(stream)
+    }
+
+    /// Time on the engine's clock, which deadlines are given in.
+    pub fn now(&self) -> Duration {
+        self.clock.now()
     }
 
     /// Counters and state after the last step or command.

@@ -33,8 +33,153 @@ pub(crate) enum Command {
     Eval(EvalCommand),
     /// Show what this machine has and what to change
     Doctor(DoctorArgs),
+    /// Serve models over OpenAI's API; without MODEL the built-in guide
+    Serve(ServeArgs),
+    /// Make, list and end API keys, also beside a running server
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Check and read the audit log
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key; its secret is shown once
+    Create(KeyCreateArgs),
+    /// Show all keys, without secrets
+    List(KeyListArgs),
+    /// Make a key like another one, which ends
+    Rotate(KeyNameArgs),
+    /// End a key at once
+    Revoke(KeyNameArgs),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Check every record, hash and signature
+    Verify(AuditVerifyArgs),
+    /// Show the newest records
+    Show(AuditShowArgs),
+}
+
+/// Where the server keeps keys, audit log and signing key.
+#[derive(Args, Clone)]
+pub(crate) struct StateArgs {
+    /// The state folder [default: deephold in the user's state folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct ServeArgs {
+    /// Hugging Face folders or .gguf files, as PATH or NAME=PATH
+    #[arg(value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+    /// Address and port
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    pub(crate) bind: std::net::SocketAddr,
+    /// Speak plain HTTP although other machines reach the address; recorded in the audit log
+    #[arg(long)]
+    pub(crate) insecure_http: bool,
+    /// What the audit log keeps of prompts and answers
+    #[arg(long, value_enum, default_value_t = AuditPolicyArg::Full)]
+    pub(crate) audit_policy: AuditPolicyArg,
+    /// Sequences that compute at the same time, for each model
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) max_seqs: usize,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum AuditPolicyArg {
+    Full,
+    Hash,
+    Redacted,
+}
+
+#[derive(Args)]
+pub(crate) struct KeyCreateArgs {
+    /// The person who answers for it
+    #[arg(long)]
+    pub(crate) owner: String,
+    /// What its holder may do: admin, operator, auditor, app
+    #[arg(long, default_value = "app", value_parser = parse_role)]
+    pub(crate) role: deephold_state::Role,
+    /// Whose requests these are [default: a tenant of its own]
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    /// A model that it may use; again for several [default: all]
+    #[arg(long = "model", value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+    /// Days after which it ends [default: never]
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) days: Option<u32>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+fn parse_role(name: &str) -> Result<deephold_state::Role, String> {
+    deephold_state::Role::from_name(name).ok_or_else(|| "one of admin, operator, auditor, app".to_owned())
+}
+
+#[derive(Args)]
+pub(crate) struct KeyListArgs {
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct KeyNameArgs {
+    /// As `key list` shows it
+    #[arg(value_name = "KEY")]
+    pub(crate) id: String,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct AuditVerifyArgs {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// A log's folder, wherever it was copied to
+    #[arg(long, value_name = "FOLDER", requires = "public_key", conflicts_with = "state")]
+    pub(crate) log: Option<PathBuf>,
+    /// The public key that the auditor keeps
+    #[arg(long, value_name = "FILE")]
+    pub(crate) public_key: Option<PathBuf>,
+    /// A record that must be in the log, as SEQ:HASH, noted at another time
+    #[arg(long, value_name = "SEQ:HASH")]
+    pub(crate) expect: Option<String>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct AuditShowArgs {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Records at most
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) limit: usize,
+    /// Only of this kind: request, key, server, checkpoint, repair
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
 }
 
 #[derive(Subcommand)]

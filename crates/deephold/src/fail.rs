@@ -3,10 +3,13 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use deephold_audit::AuditError;
 use deephold_base::ErrorCode;
 use deephold_engine::EngineError;
 use deephold_kernels::KernelError;
 use deephold_models::ModelError;
+use deephold_server::ServerError;
+use deephold_state::StateError;
 use deephold_tokenizer::TokenizerError;
 use deephold_weights::WeightsError;
 
@@ -53,6 +56,15 @@ fn code(error: &anyhow::Error) -> ErrorCode {
             return e.code();
         }
         if let Some(e) = cause.downcast_ref::<KernelError>() {
+            return e.code();
+        }
+        if let Some(e) = cause.downcast_ref::<ServerError>() {
+            return e.code();
+        }
+        if let Some(e) = cause.downcast_ref::<StateError>() {
+            return e.code();
+        }
+        if let Some(e) = cause.downcast_ref::<AuditError>() {
             return e.code();
         }
         if cause.downcast_ref::<std::io::Error>().is_some() {

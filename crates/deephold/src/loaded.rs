@@ -25,7 +25,7 @@ pub(crate) struct Loaded {
     pub(crate) ops: Arc<Ops>,
     machine: Arc<Machine>,
     /// The weights' part of the machine's memory.
-    _memory: MemoryLease,
+    memory: MemoryLease,
     /// Why there is none matters only where one is needed.
     pub(crate) tokenizer: Result<Tokenizer, TokenizerError>,
     pub(crate) load_time: Duration,
@@ -39,8 +39,8 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint::open(path)?)
 }
 
-/// The arithmetic that the arguments ask for.
-pub(crate) fn ops(args: &EngineArgs) -> Result<Arc<Ops>> {
+/// The arithmetic and memory that the arguments ask for.
+pub(crate) fn machine(args: &EngineArgs) -> Result<Arc<Machine>> {
     let isa = args.isa.unwrap_or_else(Isa::detect);
     if !isa.is_available() {
         let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
@@ -51,24 +51,24 @@ pub(crate) fn ops(args: &EngineArgs) -> Result<Arc<Ops>> {
         return Err(invalid("--threads is at most 4096"));
     }
     let pool = ThreadPool::new(PoolOptions { threads: args.threads, pin: args.pin });
-    Ok(Arc::new(Ops::new(isa, Arc::new(pool))))
+    Ok(Machine::new(Arc::new(Ops::new(isa, Arc::new(pool))), memory_budget(args)))
 }
 
 pub(crate) fn load(path: &Path, args: &EngineArgs) -> Result<Loaded> {
     let start = Instant::now();
     let checkpoint = Arc::new(open(path)?);
-    load_checkpoint(checkpoint, ops(args)?, args, start)
+    load_checkpoint(checkpoint, &machine(args)?, args, start)
 }
 
 pub(crate) fn load_checkpoint(
     checkpoint: Arc<Checkpoint>,
-    ops: Arc<Ops>,
+    machine: &Arc<Machine>,
     args: &EngineArgs,
     start: Instant,
 ) -> Result<Loaded> {
     let tokenizer = Tokenizer::from_checkpoint(&checkpoint);
     let options = LoadOptions { quantize_to: args.load_as.map(Into::into) };
-    let machine = Machine::new(Arc::clone(&ops), memory_budget(args));
+    let (machine, ops) = (Arc::clone(machine), Arc::clone(machine.ops()));
     // The system would end the program without a word.
     let packed = deephold_models::packed_bytes(&checkpoint, &options)?;
     let memory = machine.memory().reserve("the model", packed).map_err(|e| {
@@ -83,7 +83,7 @@ pub(crate) fn load_checkpoint(
     bar.finish_and_clear();
     let model: Arc<dyn Model> = Arc::from(model?);
     let load_time = start.elapsed();
-    Ok(Loaded { checkpoint, model, ops, machine, _memory: memory, tokenizer, load_time })
+    Ok(Loaded { checkpoint, model, ops, machine, memory, tokenizer, load_time })
 }
 
 /// What weights and caches may take together: what is free now.
@@ -95,6 +95,15 @@ fn memory_budget(args: &EngineArgs) -> u64 {
 }
 
 impl Loaded {
+    /// What a service keeps beside the engine: the tokenizer, the checkpoint that it came from, and the weights' part of the
+    /// machine's memory.
+    pub(crate) fn into_parts(self) -> Result<(Tokenizer, Arc<Checkpoint>, MemoryLease)> {
+        match self.tokenizer {
+            Ok(tokenizer) => Ok((tokenizer, self.checkpoint, self.memory)),
+            Err(e) => Err(fail(e.code(), e.to_string())),
+        }
+    }
+
     pub(crate) fn tokenizer(&self) -> Result<&Tokenizer> {
         match &self.tokenizer {
             Ok(t) => Ok(t),

@@ -6,6 +6,7 @@ mod commands;
 mod fail;
 mod guide;
 mod loaded;
+mod state_dir;
 mod system;
 mod terminal;
 
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, EvalCommand, ModelCommand};
+use cli::{AuditCommand, Cli, Command, EvalCommand, ModelCommand};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -26,6 +27,10 @@ fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::run(&args),
         Command::Eval(EvalCommand::Perplexity(args)) => commands::perplexity::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Serve(args) => commands::serve::run(&args),
+        Command::Key(command) => commands::key::run(&command),
+        Command::Audit(AuditCommand::Verify(args)) => commands::audit::verify(&args),
+        Command::Audit(AuditCommand::Show(args)) => commands::audit::show(&args),
         Command::Completions(args) => commands::completions::run(&args),
     };
     match result {

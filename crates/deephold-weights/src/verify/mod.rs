@@ -1,5 +1,6 @@
 //! Checks a checkpoint on disk: index against shards, tensors against the configuration, finite values, digests.
 
+mod content;
 mod manifest;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use crate::error::shown;
 use crate::{Checkpoint, Finding, FindingKind, TensorInfo, WeightsError};
 
+pub use content::{content_digest, text_digest};
 pub use manifest::{Manifest, ManifestFile, manifest_path, read_manifest, write_manifest};
 
 /// Elements that one thread takes at a time: 1 MiB as float32, a multiple of every block.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::generate::{chat_format, read_text, render};
 use crate::answer::{Answer, answer, params, recommended};
 use crate::cli::{ChatArgs, TemplateArgs};
-use crate::loaded::{Loaded, load_checkpoint, open, ops};
+use crate::loaded::{Loaded, load_checkpoint, machine, open};
 use crate::terminal::{self, Style};
 use crate::{guide, system};
 
@@ -32,7 +32,7 @@ Ctrl-C stops an answer. A line that ends with \\ goes on in the next.";
 pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let start = Instant::now();
     let path = args.model.clone().unwrap_or_else(|| guide::NAME.into());
-    let loaded = load_checkpoint(Arc::new(open(&path)?), ops(&args.engine)?, &args.engine, start)?;
+    let loaded = load_checkpoint(Arc::new(open(&path)?), &machine(&args.engine)?, &args.engine, start)?;
     let mut chat = Chat::new(&loaded, args)?;
     terminal::catch_interrupts();
     if let Some(prompt) = &args.prompt {

@@ -1,13 +1,16 @@
 //! One file a subcommand.
 
+pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod key;
 pub(crate) mod perplexity;
 pub(crate) mod quantize;
+pub(crate) mod serve;
 pub(crate) mod verify;
 
 use std::io::Write;

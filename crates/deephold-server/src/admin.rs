@@ -1,0 +1,199 @@
+//! Acts of administration: the same code and the same audit record, whether a command reaches a running server over its socket in the
+//! state folder (mode 0600: whoever may open it owns the state) or opens the state itself.
+//!
+//! Over the socket a request is one line of JSON, and so is its answer.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deephold_audit::AuditLog;
+use deephold_state::{ApiKey, Keys, Role};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+
+use crate::ServerError;
+use crate::access::{IssuedKey, KeyWish, issue_key};
+
+/// The longest line.
+const LINE_MAX: u64 = 64 << 10;
+/// A caller that says nothing for so long is cut off.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "act", rename_all = "snake_case", deny_unknown_fields)]
+pub enum AdminRequest {
+    /// Makes a key.
+    CreateKey {
+        /// A tenant of its own where none is given.
+        tenant: Option<String>,
+        /// The person who answers for it.
+        owner: String,
+        /// What its holder may do.
+        role: Role,
+        /// All where empty.
+        models: Vec<String>,
+        /// Milliseconds since 1970.
+        expires_ms: Option<i64>,
+    },
+    /// Makes a key like another one, which is revoked.
+    RotateKey {
+        /// The other one.
+        id: String,
+    },
+    /// Ends a key at once.
+    RevokeKey {
+        /// Which.
+        id: String,
+    },
+    /// All keys.
+    ListKeys,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdminAnswer {
+    /// A new key, and its secret, which is shown this once.
+    Issued {
+        /// As it is stored.
+        key: ApiKey,
+        /// What its holder sends.
+        secret: String,
+    },
+    /// Done.
+    Revoked,
+    /// The keys.
+    Keys(Vec<ApiKey>),
+    /// Not done, and why.
+    Refused(String),
+}
+
+/// Does what is asked, and records it before it is said to be done.
+///
+/// # Errors
+/// The store's and the log's.
+pub fn execute(
+    request: &AdminRequest,
+    store: &dyn Keys,
+    log: &AuditLog,
+    now_ms: i64,
+) -> Result<AdminAnswer, ServerError> {
+    let issued = |wish: &KeyWish, instead_of: Option<&str>| -> Result<AdminAnswer, ServerError> {
+        let IssuedKey { key, secret } = issue_key(store, wish, now_ms)?;
+        log.append("key", &json!({ "event": "created", "key": key, "instead_of": instead_of }))?;
+        Ok(AdminAnswer::Issued { key, secret })
+    };
+    match request {
+        AdminRequest::CreateKey { tenant, owner, role, models, expires_ms } => {
+            let is_name =
+                |name: &str| !name.trim().is_empty() && name.len() <= 200 && !name.contains(char::is_control);
+            let names = tenant.iter().chain(models).chain([owner]);
+            if let Some(bad) = names.into_iter().find(|n| !is_name(n)) {
+                let shown: String = bad.escape_debug().take(60).collect();
+                return Ok(AdminAnswer::Refused(format!(
+                    "`{shown}` is no name: 1 to 200 bytes without control characters"
+                )));
+            }
+            let (tenant, owner, models) = (tenant.clone(), owner.clone(), models.clone());
+            issued(&KeyWish { tenant, owner, role: *role, models, expires_ms: *expires_ms }, None)
+        }
+        AdminRequest::RotateKey { id } => match store.key_by_id(id)? {
+            Some(old) if old.is_valid(now_ms) => {
+                let wish = KeyWish {
+                    tenant: Some(old.tenant),
+                    owner: old.owner,
+                    role: old.role,
+                    models: old.models,
+                    expires_ms: old.expires_ms,
+                };
+                let answer = issued(&wish, Some(id))?;
+                revoke(id, store, log, now_ms)?;
+                Ok(answer)
+            }
+            Some(_) => Ok(AdminAnswer::Refused(format!("the key {id} holds no more; create a new one"))),
+            None => Ok(no_such_key(id)),
+        },
+        AdminRequest::RevokeKey { id } => match revoke(id, store, log, now_ms)? {
+            true => Ok(AdminAnswer::Revoked),
+            false => Ok(no_such_key(id)),
+        },
+        AdminRequest::ListKeys => Ok(AdminAnswer::Keys(store.keys()?)),
+    }
+}
+
+fn no_such_key(id: &str) -> AdminAnswer {
+    let shown: String = id.escape_debug().take(60).collect();
+    AdminAnswer::Refused(format!("there is no valid key {shown}; `deephold key list` shows what there is"))
+}
+
+fn revoke(id: &str, store: &dyn Keys, log: &AuditLog, now_ms: i64) -> Result<bool, ServerError> {
+    // First the act, then its record: a key whose revocation could not be recorded is revoked all the same.
+    let revoked = store.revoke_key(id, now_ms)?;
+    if revoked {
+        log.append("key", &json!({ "event": "revoked", "key": id }))?;
+    }
+    Ok(revoked)
+}
+
+/// Asks the server that listens at `socket`; `None` where none does.
+///
+/// # Errors
+/// A server that breaks off.
+pub fn ask_server(socket: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>, ServerError> {
+    use std::io::{BufRead, Read, Write};
+    let Ok(mut stream) = std::os::unix::net::UnixStream::connect(socket) else { return Ok(None) };
+    let io = |source| ServerError::Io { action: "ask the running server", source };
+    let mut line = serde_json::to_string(request).map_err(|e| io(e.into()))?;
+    line.push('\n');
+    stream.set_read_timeout(Some(4 * PATIENCE)).map_err(io)?;
+    stream.write_all(line.as_bytes()).map_err(io)?;
+    let mut answer = String::new();
+    std::io::BufReader::new(stream.take(1 << 24)).read_line(&mut answer).map_err(io)?;
+    Ok(Some(serde_json::from_str(&answer).map_err(|e| io(e.into()))?))
+}
+
+/// Listens at `socket`, readable by its owner alone.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn listen(socket: &Path) -> Result<tokio::net::UnixListener, ServerError> {
+    // What an ended server left; a running one holds the audit log, so there is none.
+    let _ = std::fs::remove_file(socket);
+    let io = |source| ServerError::Io { action: "make the socket in the state folder", source };
+    let listener = tokio::net::UnixListener::bind(socket).map_err(io)?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(socket, mode).map_err(io)?;
+    Ok(listener)
+}
+
+/// Answers callers until it is dropped.
+pub(crate) async fn serve(listener: tokio::net::UnixListener, app: Arc<crate::http::App>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        let app = Arc::clone(&app);
+        tokio::spawn(async move {
+            let (read, mut write) = stream.into_split();
+            let mut line = String::new();
+            let mut read = BufReader::new(read.take(LINE_MAX));
+            if !matches!(tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await, Ok(Ok(1..))) {
+                return;
+            }
+            let done =
+                tokio::task::spawn_blocking(move || match serde_json::from_str::<AdminRequest>(&line) {
+                    Ok(request) => execute(&request, &*app.store, &app.log, app.unix_ms())
+                        .unwrap_or_else(|e| AdminAnswer::Refused(e.to_string())),
+                    Err(e) => AdminAnswer::Refused(format!("the request is malformed: {e}")),
+                });
+            let answer = done.await.unwrap_or_else(|_| AdminAnswer::Refused("the server failed".into()));
+            let mut text = serde_json::to_string(&answer).unwrap_or_default();
+            text.push('\n');
+            let _ = write.write_all(text.as_bytes()).await;
+        });
+    }
+}

@@ -1,0 +1,8 @@
+//! OpenAI's API: chat and plain completions, models, tokens.
+
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod models;
+mod params;
+pub(crate) mod tokenize;
+mod write;

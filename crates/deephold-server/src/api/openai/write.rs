@@ -1,0 +1,300 @@
+//! From deltas to OpenAI's JSON: whole, or as events. Both walk the same way; the end goes out only after the audit log has taken the
+//! record.
+
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::{Response, StatusCode};
+use deephold_tokenizer::Tokenizer;
+use serde_json::{Value, json};
+
+use super::params::Streaming;
+use crate::admission::{Outcome, Permit};
+use crate::api::error::{ApiResult, json_response};
+use crate::api::sse::{EventSender, Gone, stream};
+use crate::generation::{Delta, Generation, TokenDelta, Usage, ValidRequest};
+use crate::record::end_name;
+use crate::routes::Call;
+
+/// How long a stream may be silent before a comment shows that it lives: proxies close what is quiet.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Which of the two APIs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Chat,
+    Completion,
+}
+
+impl Kind {
+    fn endpoint(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completion => "/v1/completions",
+        }
+    }
+}
+
+/// What every body of one answer begins with.
+struct Head {
+    id: String,
+    kind: Kind,
+    created_s: u64,
+    model: String,
+}
+
+impl Head {
+    fn body(&self, chunk: bool) -> Value {
+        let object = match (self.kind, chunk) {
+            (Kind::Chat, false) => "chat.completion",
+            (Kind::Chat, true) => "chat.completion.chunk",
+            (Kind::Completion, _) => "text_completion",
+        };
+        json!({ "id": self.id, "object": object, "created": self.created_s, "model": self.model })
+    }
+}
+
+/// Generates and writes the answer.
+pub(super) async fn answer(
+    call: Call,
+    request: ValidRequest,
+    streaming: Streaming,
+    kind: Kind,
+) -> ApiResult<Response<Body>> {
+    let who = call.who()?;
+    let permit = Permit::new(&call.app, &call.request_id, kind.endpoint(), who, &request);
+    let generation = Generation::start(&request, who.tenant.clone()).await;
+    let mut permit = permit;
+    let generation = match generation {
+        Ok(generation) => generation,
+        Err(e) => {
+            permit.close(Outcome::Failed).await?;
+            return Err(e);
+        }
+    };
+    let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
+    let head = Head {
+        id: format!("{prefix}-{}", call.request_id),
+        kind,
+        created_s: call.app.unix_ms().unsigned_abs() / 1000,
+        model: request.model.name.clone(),
+    };
+    let walk = Walk { call, request, generation, permit, head };
+    if !streaming.on {
+        return walk.whole().await;
+    }
+    let (events, response) = stream();
+    tokio::spawn(async move {
+        // A reader that is gone needs no word; the permit records it.
+        let _ = walk.events(&events, streaming.include_usage).await;
+    });
+    Ok(response)
+}
+
+/// One answer on its way out.
+struct Walk {
+    call: Call,
+    request: ValidRequest,
+    generation: Generation,
+    permit: Permit,
+    head: Head,
+}
+
+impl Walk {
+    /// The next delta, noted in the permit.
+    async fn next(&mut self) -> Option<ApiResult<Delta>> {
+        let delta = self.generation.next().await?;
+        if let Ok(delta) = &delta {
+            self.permit.add(delta, self.generation.usage);
+        }
+        Some(delta)
+    }
+
+    /// Records the end, whatever it is.
+    async fn close(&mut self, outcome: Outcome) -> ApiResult<()> {
+        self.call.app.metrics.finished(&self.head.model, &self.generation);
+        self.permit.close(outcome).await
+    }
+
+    async fn whole(mut self) -> ApiResult<Response<Body>> {
+        while let Some(delta) = self.next().await {
+            if let Err(e) = delta {
+                self.close(Outcome::Failed).await?;
+                return Err(e);
+            }
+        }
+        self.close(Outcome::Completed).await?;
+        let tokenizer = &self.request.model.tokenizer;
+        let choices: Vec<Value> = (0..).zip(&self.permit.answers).map(|(index, answer)| {
+            let reason = finish_reason(end_name(answer.end));
+            let logprobs = self.logprobs(tokenizer, &answer.tokens);
+            match self.head.kind {
+                Kind::Chat => {
+                    let mut message = json!({ "role": "assistant", "content": answer.content });
+                    if !answer.reasoning.is_empty() {
+                        message["reasoning_content"] = json!(answer.reasoning);
+                    }
+                    json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
+                }
+                Kind::Completion => {
+                    json!({ "index": index, "text": answer.content, "logprobs": logprobs, "finish_reason": reason })
+                }
+            }
+        }).collect();
+        let mut body = self.head.body(false);
+        body["choices"] = json!(choices);
+        body["usage"] = usage_json(self.generation.usage);
+        Ok(json_response(StatusCode::OK, &body))
+    }
+
+    async fn events(mut self, events: &EventSender, include_usage: bool) -> Result<(), Gone> {
+        if self.head.kind == Kind::Chat {
+            for index in 0..self.request.params.n {
+                let delta = json!({ "role": "assistant", "content": "" });
+                let choice =
+                    json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null });
+                self.chunk(events, vec![choice], include_usage).await?;
+            }
+        }
+        let mut last = Instant::now();
+        // The ends of answers wait until the record is written.
+        let mut ends = Vec::new();
+        loop {
+            let delta = tokio::select! {
+                // A reader that has gone ends the work, also while nothing is to be sent.
+                () = events.closed() => return Err(Gone),
+                delta = tokio::time::timeout(KEEP_ALIVE, self.next()) => match delta {
+                    Err(_) => {
+                        events.raw(": waiting\n\n".to_owned()).await?;
+                        continue;
+                    }
+                    Ok(None) => break,
+                    Ok(Some(Err(e))) => {
+                        let _ = self.close(Outcome::Failed).await;
+                        return events.data(&e.body()).await;
+                    }
+                    Ok(Some(Ok(delta))) => delta,
+                },
+            };
+            self.call.app.metrics.delivered(&self.head.model, last.elapsed());
+            last = Instant::now();
+            if let Some(choice) = self.choice(&delta) {
+                self.chunk(events, vec![choice], include_usage).await?;
+            }
+            if let Some(end) = delta.end {
+                ends.push((delta.index, finish_reason(end_name(Some(end)))));
+            }
+        }
+        if let Err(e) = self.close(Outcome::Completed).await {
+            // Never a clean end without its record.
+            return events.data(&e.body()).await;
+        }
+        for (index, reason) in ends {
+            let choice = match self.head.kind {
+                Kind::Chat => {
+                    json!({ "index": index, "delta": {}, "logprobs": null, "finish_reason": reason })
+                }
+                Kind::Completion => {
+                    json!({ "index": index, "text": "", "logprobs": null, "finish_reason": reason })
+                }
+            };
+            self.chunk(events, vec![choice], include_usage).await?;
+        }
+        if include_usage {
+            let mut body = self.head.body(true);
+            body["choices"] = json!([]);
+            body["usage"] = usage_json(self.generation.usage);
+            events.data(&body).await?;
+        }
+        events.raw("data: [DONE]\n\n".to_owned()).await
+    }
+
+    async fn chunk(
+        &self,
+        events: &EventSender,
+        choices: Vec<Value>,
+        include_usage: bool,
+    ) -> Result<(), Gone> {
+        let mut body = self.head.body(true);
+        body["choices"] = json!(choices);
+        if include_usage {
+            body["usage"] = Value::Null;
+        }
+        events.data(&body).await
+    }
+
+    /// What a delta brings to its reader; `None` for tokens whose text is not certain yet.
+    fn choice(&self, delta: &Delta) -> Option<Value> {
+        let logprobs = self.logprobs(&self.request.model.tokenizer, &delta.tokens);
+        let nothing = delta.reasoning.is_empty() && delta.content.is_empty();
+        if nothing && (logprobs.is_null() || delta.tokens.is_empty()) {
+            return None;
+        }
+        let index = delta.index;
+        Some(match self.head.kind {
+            Kind::Chat => {
+                let mut out = json!({});
+                if !delta.reasoning.is_empty() {
+                    out["reasoning_content"] = json!(delta.reasoning);
+                }
+                if !delta.content.is_empty() {
+                    out["content"] = json!(delta.content);
+                }
+                json!({ "index": index, "delta": out, "logprobs": logprobs, "finish_reason": null })
+            }
+            Kind::Completion => {
+                json!({ "index": index, "text": delta.content, "logprobs": logprobs, "finish_reason": null })
+            }
+        })
+    }
+
+    /// Null where none were asked for.
+    fn logprobs(&self, tokenizer: &Tokenizer, tokens: &[TokenDelta]) -> Value {
+        if self.request.params.logprobs.is_none() {
+            return Value::Null;
+        }
+        let text = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
+        let entry = |id, logprob| json!({ "token": text(id), "logprob": logprob, "bytes": tokenizer.token_bytes(id) });
+        match self.head.kind {
+            Kind::Chat => {
+                // Clients join the tokens to the content; those of the thinking are not part of it.
+                let answer = tokens.iter().filter(|t| !t.is_reasoning);
+                let list: Vec<Value> = answer
+                    .map(|t| {
+                        let mut out = entry(t.token.id, t.token.logprob);
+                        out["top_logprobs"] =
+                            t.token.top.iter().map(|(id, lp)| entry(*id, Some(*lp))).collect();
+                        out
+                    })
+                    .collect();
+                json!({ "content": list })
+            }
+            Kind::Completion => {
+                let top = |t: &TokenDelta| -> Value {
+                    let pairs = t.token.top.iter().map(|(id, lp)| (text(*id), json!(lp)));
+                    Value::Object(pairs.collect())
+                };
+                json!({
+                    "tokens": tokens.iter().map(|t| text(t.token.id)).collect::<Vec<_>>(),
+                    "token_logprobs": tokens.iter().map(|t| t.token.logprob).collect::<Vec<_>>(),
+                    "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+                })
+            }
+        }
+    }
+}
+
+/// The API knows two ends; what ended for another reason did not end of itself.
+fn finish_reason(end: &str) -> &str {
+    if end == "stop" { "stop" } else { "length" }
+}
+
+fn usage_json(u: Usage) -> Value {
+    json!({
+        "prompt_tokens": u.prompt_tokens,
+        "completion_tokens": u.completion_tokens,
+        "total_tokens": u.prompt_tokens + u.completion_tokens,
+        "prompt_tokens_details": { "cached_tokens": u.cached_tokens },
+        "completion_tokens_details": { "reasoning_tokens": u.reasoning_tokens },
+    })
+}

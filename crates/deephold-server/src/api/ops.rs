@@ -1,0 +1,46 @@
+//! Health and metrics.
+
+use std::sync::atomic::Ordering;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+use super::error::{ApiError, ApiResult, json_response};
+use crate::routes::Call;
+
+/// The process is alive.
+pub(crate) async fn healthz(_: Call) -> ApiResult<Response<Body>> {
+    Ok(json_response(StatusCode::OK, &json!({ "status": "alive" })))
+}
+
+/// Requests will be answered: every model has done a real forward pass, no queue is full, and the server does not drain.
+pub(crate) async fn readyz(call: Call) -> ApiResult<Response<Body>> {
+    if call.app.is_draining.load(Ordering::SeqCst) {
+        return Err(ApiError::unavailable("draining", "the server is shutting down"));
+    }
+    for model in call.app.models.all() {
+        if !model.is_warm.load(Ordering::SeqCst) {
+            return Err(ApiError::unavailable(
+                "warming_up",
+                format!("`{}` has not computed anything yet", model.name),
+            ));
+        }
+        if model.engine.stats().waiting >= model.max_waiting {
+            return Err(ApiError::unavailable(
+                "queue_full",
+                format!("the queue of `{}` is full", model.name),
+            ));
+        }
+    }
+    Ok(json_response(StatusCode::OK, &json!({ "status": "ready" })))
+}
+
+/// Prometheus' text.
+pub(crate) async fn metrics(call: Call) -> ApiResult<Response<Body>> {
+    let text = call.app.metrics.text(call.app.models.all().iter().map(|m| &**m));
+    let mut response = Response::new(Body::from(text));
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}

@@ -1,0 +1,119 @@
+//! Loaded models and the engines on them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use deephold_engine::{EngineCore, EngineHandle, SamplingParams, StepOutput};
+use deephold_tokenizer::{ChatFormat, Tokenizer};
+
+use crate::ServerError;
+use crate::api::error::{ApiError, ApiResult};
+use crate::metrics::Metrics;
+
+/// A model as the binary hands it over.
+pub struct HostedModel {
+    /// What requests call it.
+    pub name: String,
+    /// The engine on it.
+    pub core: EngineCore,
+    /// Its vocabulary.
+    pub tokenizer: Tokenizer,
+    /// How it wants messages; none for base models.
+    pub chat: Option<ChatFormat>,
+    /// What its authors recommend.
+    pub defaults: SamplingParams,
+    /// What records and lists say of it.
+    pub facts: ModelFacts,
+}
+
+/// What identifies a model and how it is computed: enough to compute an answer again.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct ModelFacts {
+    /// SHA-256 over its files, `sha256:…`.
+    pub digest: String,
+    /// SHA-256 of its chat template.
+    pub template: Option<String>,
+    /// As config.json names it.
+    pub architecture: String,
+    /// Parameters in all.
+    pub parameters: u64,
+    /// As the model's files state it.
+    pub license: Option<String>,
+    /// Instruction set.
+    pub isa: String,
+    /// How the cache stores entries.
+    pub cache_type: String,
+}
+
+/// A model that answers.
+pub(crate) struct Hosted {
+    pub(crate) name: String,
+    pub(crate) engine: EngineHandle,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) chat: Option<ChatFormat>,
+    pub(crate) defaults: SamplingParams,
+    pub(crate) facts: ModelFacts,
+    pub(crate) max_model_len: usize,
+    pub(crate) max_waiting: usize,
+    pub(crate) created_s: u64,
+    /// A real forward pass has been done.
+    pub(crate) is_warm: AtomicBool,
+    next_request: AtomicU64,
+}
+
+impl Hosted {
+    pub(crate) fn start(
+        model: HostedModel,
+        metrics: &Arc<Metrics>,
+        created_s: u64,
+    ) -> Result<Self, ServerError> {
+        let (max_model_len, max_waiting) =
+            (model.core.config().max_model_len, model.core.config().max_waiting);
+        let seen = Arc::clone(metrics);
+        let name = model.name.clone();
+        let observer = Box::new(move |step: &StepOutput| seen.step(&name, step));
+        let engine = EngineHandle::spawn_observed(model.core, observer)
+            .map_err(|source| ServerError::Io { action: "start an engine's thread", source })?;
+        Ok(Self {
+            name: model.name,
+            engine,
+            tokenizer: model.tokenizer,
+            chat: model.chat,
+            defaults: model.defaults,
+            facts: model.facts,
+            max_model_len,
+            max_waiting,
+            created_s,
+            is_warm: AtomicBool::new(false),
+            next_request: AtomicU64::new(1),
+        })
+    }
+
+    /// A number for an engine request.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// All loaded models; the first is the default.
+pub(crate) struct Models(Vec<Arc<Hosted>>);
+
+impl Models {
+    pub(crate) fn new(models: Vec<Hosted>) -> Self {
+        Self(models.into_iter().map(Arc::new).collect())
+    }
+
+    pub(crate) fn all(&self) -> &[Arc<Hosted>] {
+        &self.0
+    }
+
+    pub(crate) fn find(&self, name: &str) -> ApiResult<Arc<Hosted>> {
+        let found = self.0.iter().find(|m| m.name == name);
+        found.cloned().ok_or_else(|| {
+            let name: String = name.chars().take(100).collect();
+            let names: Vec<&str> = self.0.iter().take(20).map(|m| m.name.as_str()).collect();
+            let message = format!("there is no model `{name}`; loaded: {}", names.join(", "));
+            ApiError { code: "model_not_found", param: Some("model".into()), ..ApiError::not_found(message) }
+        })
+    }
+}

@@ -1,0 +1,35 @@
+//! Whole answers, assembled from deltas.
+
+use deephold_base::TokenId;
+
+use super::stream::{Delta, End, TokenDelta};
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Usage {
+    pub(crate) prompt_tokens: usize,
+    pub(crate) cached_tokens: usize,
+    pub(crate) completion_tokens: usize,
+    pub(crate) reasoning_tokens: usize,
+}
+
+/// One of a request's `n` answers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) reasoning: String,
+    pub(crate) content: String,
+    pub(crate) tokens: Vec<TokenDelta>,
+    /// All ids, the end's included.
+    pub(crate) ids: Vec<TokenId>,
+    pub(crate) end: Option<End>,
+}
+
+impl Answer {
+    pub(crate) fn add(&mut self, delta: &Delta) {
+        self.reasoning.push_str(&delta.reasoning);
+        self.content.push_str(&delta.content);
+        self.tokens.extend(delta.tokens.iter().cloned());
+        self.ids.extend(&delta.ids);
+        self.end = delta.end.or(self.end);
+    }
+}

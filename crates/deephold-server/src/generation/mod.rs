@@ -1,0 +1,9 @@
+//! What is asked, free of any API, and what comes back.
+
+mod answer;
+mod request;
+mod stream;
+
+pub(crate) use answer::{Answer, Usage};
+pub(crate) use request::ValidRequest;
+pub(crate) use stream::{Delta, End, Generation, TokenDelta, with_seed};

@@ -1,0 +1,249 @@
+//! Connections: accepted within a limit, served, drained.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use deephold_audit::AuditLog;
+use deephold_base::Clock;
+use deephold_engine::{Request, SamplingParams, Shutdown};
+use deephold_state::Keys;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::backends::{Hosted, HostedModel, Models};
+use crate::metrics::Metrics;
+use crate::record::AuditPolicy;
+use crate::{ServerError, admin, routes};
+
+/// How the server listens and what it bounds.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where; port 0 takes any.
+    pub bind: SocketAddr,
+    /// Plain HTTP although other machines reach the address.
+    pub insecure_http: bool,
+    /// How much the audit log keeps.
+    pub policy: AuditPolicy,
+    /// Connections at a time.
+    pub connections: usize,
+    /// Bytes of a body.
+    pub body_bytes: usize,
+    /// Time for a body to come.
+    pub body_time: Duration,
+    /// Time for the head of a request to come.
+    pub head_time: Duration,
+    /// Time for a whole request.
+    pub request_time: Duration,
+    /// Time for requests to end once the server stops.
+    pub drain_time: Duration,
+    /// Where commands of the state's owner reach the server.
+    pub admin_socket: Option<PathBuf>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::from(([127, 0, 0, 1], 8000)),
+            insecure_http: false,
+            policy: AuditPolicy::Full,
+            connections: 1024,
+            body_bytes: 8 << 20,
+            body_time: Duration::from_secs(30),
+            head_time: Duration::from_secs(10),
+            request_time: Duration::from_secs(600),
+            drain_time: Duration::from_secs(30),
+            admin_socket: None,
+        }
+    }
+}
+
+/// What every request reaches.
+pub(crate) struct App {
+    pub(crate) store: Arc<dyn Keys>,
+    pub(crate) log: AuditLog,
+    pub(crate) models: Models,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) policy: AuditPolicy,
+    pub(crate) limits: ServerConfig,
+    pub(crate) is_draining: AtomicBool,
+    clock: Arc<dyn Clock>,
+    /// Of this start, so that numbers of two starts differ.
+    run: String,
+    next_request: AtomicU64,
+}
+
+impl App {
+    /// Milliseconds since 1970.
+    pub(crate) fn unix_ms(&self) -> i64 {
+        i64::try_from(self.clock.unix_time().as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// A name that no other request has.
+    pub(crate) fn next_request_id(&self) -> String {
+        format!("{}-{}", self.run, self.next_request.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A server that listens.
+pub struct Server {
+    app: Arc<App>,
+    listener: TcpListener,
+    /// Where commands reach it.
+    admin: Option<tokio::net::UnixListener>,
+}
+
+impl Server {
+    /// Listens; every model does a real forward pass first, and the audit log notes the start.
+    ///
+    /// # Errors
+    /// An address that cannot be had or must not speak plain HTTP, a log that takes no record, a model that cannot compute.
+    pub async fn start(
+        config: ServerConfig,
+        store: Arc<dyn Keys>,
+        log: AuditLog,
+        models: Vec<HostedModel>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ServerError> {
+        if !config.bind.ip().is_loopback() && !config.insecure_http {
+            return Err(ServerError::Plaintext(config.bind));
+        }
+        let bind = |source| ServerError::Bind { address: config.bind.to_string(), source };
+        let listener = TcpListener::bind(config.bind).await.map_err(bind)?;
+        let metrics = Arc::new(Metrics::new());
+        let now_s = clock.unix_time().as_secs();
+        let hosted: Vec<Hosted> =
+            models.into_iter().map(|m| Hosted::start(m, &metrics, now_s)).collect::<Result<_, _>>()?;
+        let mut run = [0; 6];
+        aws_lc_rs::rand::fill(&mut run).map_err(|_| ServerError::Random)?;
+        let app = Arc::new(App {
+            store,
+            log,
+            models: Models::new(hosted),
+            metrics,
+            policy: config.policy,
+            limits: config,
+            is_draining: AtomicBool::new(false),
+            clock,
+            run: deephold_audit::hex(&run),
+            next_request: AtomicU64::new(1),
+        });
+        let warming = Arc::clone(&app);
+        let warm = tokio::task::spawn_blocking(move || warm_up(&warming.models));
+        warm.await.map_err(|e| ServerError::Io { action: "warm up", source: std::io::Error::other(e) })??;
+        let admin = app.limits.admin_socket.as_deref().map(admin::listen).transpose()?;
+        let server = Self { app, listener, admin };
+        note(&server.app, server.address(), "start").await?;
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap_or(self.app.limits.bind)
+    }
+
+    /// Serves until `stop` resolves; then takes nothing new, lets requests end within the drain's time, and ends the rest.
+    ///
+    /// # Errors
+    /// The log's, where it does not take the record of the stop.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+        let router = routes::router(&self.app);
+        let limits = &self.app.limits;
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        let head_time = limits.head_time;
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(head_time)
+            .max_buf_size(64 << 10)
+            .max_headers(100);
+        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).max_header_list_size(64 << 10);
+        let socket = self.admin.map(|listener| tokio::spawn(admin::serve(listener, Arc::clone(&self.app))));
+        let graceful = GracefulShutdown::new();
+        let places = Arc::new(Semaphore::new(limits.connections));
+        tokio::pin!(stop);
+        loop {
+            // A place first: connections beyond the limit wait in the system's queue.
+            let place = tokio::select! {
+                () = &mut stop => break,
+                place = Arc::clone(&places).acquire_owned() => place,
+            };
+            let (socket, _) = tokio::select! {
+                () = &mut stop => break,
+                accepted = self.listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    // Too many open files, or a peer that has gone already: neither ends the server.
+                    Err(_) => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    }
+                },
+            };
+            // Tokens go out one by one: waiting to fill a packet would hold them back.
+            let _ = socket.set_nodelay(true);
+            let service = TowerToHyperService::new(router.clone());
+            let connection = builder.serve_connection(TokioIo::new(socket), service).into_owned();
+            let connection = graceful.watch(connection);
+            tokio::spawn(async move {
+                // A peer that breaks off is no failure of ours.
+                let _ = connection.await;
+                drop(place);
+            });
+        }
+
+        self.app.is_draining.store(true, Ordering::SeqCst);
+        let drained = tokio::time::timeout(limits.drain_time, graceful.shutdown()).await;
+        let app = Arc::clone(&self.app);
+        let how = if drained.is_ok() { Shutdown::Drain(Duration::ZERO) } else { Shutdown::Now };
+        let ended = tokio::task::spawn_blocking(move || {
+            app.models.all().iter().for_each(|m| m.engine.shutdown(how));
+        });
+        let _ = ended.await;
+        // Streams that the shutdown ended still write their records.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if let Some(socket) = socket {
+            socket.abort();
+        }
+        note(&self.app, self.listener.local_addr().unwrap_or(self.app.limits.bind), "stop").await
+    }
+}
+
+/// A record of the server's own life.
+async fn note(app: &App, address: SocketAddr, what: &'static str) -> Result<(), ServerError> {
+    let models: Vec<_> =
+        app.models.all().iter().map(|m| json!({ "name": m.name, "facts": m.facts })).collect();
+    let data = json!({
+        "event": what, "program": env!("CARGO_PKG_VERSION"), "address": address.to_string(),
+        "models": models, "insecure_http": app.limits.insecure_http,
+        "policy": format!("{:?}", app.policy).to_lowercase(),
+    });
+    let (answer, written) = tokio::sync::oneshot::channel();
+    app.log.append_with("server", &data, Box::new(move |r| _ = answer.send(r.map(drop))));
+    Ok(written.await.unwrap_or(Err(deephold_audit::AuditError::Closed))?)
+}
+
+/// One token from every model.
+fn warm_up(models: &Models) -> Result<(), ServerError> {
+    for model in models.all() {
+        let params = SamplingParams { max_tokens: 1, ..SamplingParams::default() };
+        let failed = |what: String| ServerError::Io {
+            action: "compute a first token",
+            source: std::io::Error::other(what),
+        };
+        let mut stream =
+            model.engine.submit(Request::new(0, vec![0], params)).map_err(|e| failed(e.to_string()))?;
+        let output = stream.next_output().ok_or_else(|| failed("the engine ended".into()))?;
+        if let Some(message) = output.message {
+            return Err(failed(message));
+        }
+        model.is_warm.store(true, Ordering::SeqCst);
+    }
+    Ok(())
+}

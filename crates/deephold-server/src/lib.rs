@@ -1,0 +1,27 @@
+//! The wire: HTTP and the bodies of APIs, who may ask, and that every answer is recorded.
+//!
+//! The binary starts it with [`Server::start`]. It is the only crate that knows HTTP and the wire's JSON; it computes nothing
+//! of a model, writes no SQL, and reads neither environment nor configuration files.
+//!
+//! A request walks: `http` (connection, limits) -> `routes` (one table) -> `access` (bearer -> principal) -> `api` (parse) ->
+//! `generation` (a [`generation::ValidRequest`], which cannot be bad) -> `backends` (our engine) -> `api` (write) ->
+//! `admission` (a permit is closed with its outcome: audit record and metrics come from that one place). The end of an answer is
+//! sent only after its record is acknowledged.
+
+pub mod access;
+pub mod admin;
+mod admission;
+mod api;
+mod backends;
+mod error;
+mod generation;
+mod http;
+mod metrics;
+mod record;
+mod routes;
+
+pub use backends::{HostedModel, ModelFacts};
+pub use error::ServerError;
+pub use http::{Server, ServerConfig};
+pub use record::AuditPolicy;
+pub use routes::paths;

@@ -1,0 +1,121 @@
+//! What the audit log keeps of a request.
+
+use deephold_audit::hex;
+use deephold_base::TokenId;
+use deephold_engine::SamplingParams;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::access::Principal;
+use crate::generation::{Answer, End, Usage, ValidRequest};
+
+/// How much of prompts and answers the log keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AuditPolicy {
+    /// All of it: an answer can be computed again from its record alone.
+    #[default]
+    Full,
+    /// SHA-256 of ids and texts: an answer can be checked against what somebody presents.
+    Hash,
+    /// SHA-256 of the ids, and lengths.
+    Redacted,
+}
+
+impl AuditPolicy {
+    /// From its name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "full" => Some(Self::Full),
+            "hash" => Some(Self::Hash),
+            "redacted" => Some(Self::Redacted),
+            _ => None,
+        }
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// SHA-256 over ids, four bytes each, little endian.
+fn ids_sha256(ids: &[TokenId]) -> String {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    sha256(&bytes)
+}
+
+/// A text and its ids, as far as the policy keeps them.
+fn kept(policy: AuditPolicy, ids: &[TokenId], texts: &[(&str, &str)]) -> Value {
+    let mut out = json!({ "tokens": ids.len(), "ids_sha256": ids_sha256(ids) });
+    if policy == AuditPolicy::Full {
+        out["ids"] = json!(ids);
+    }
+    for (name, text) in texts {
+        match policy {
+            AuditPolicy::Full => out[*name] = json!(text),
+            AuditPolicy::Hash => out[format!("{name}_sha256")] = json!(sha256(text.as_bytes())),
+            AuditPolicy::Redacted => {}
+        }
+    }
+    out
+}
+
+fn params(p: &SamplingParams, stops: &[String]) -> Value {
+    json!({
+        "n": p.n, "seed": p.seed, "max_tokens": p.max_tokens, "min_tokens": p.min_tokens,
+        "temperature": p.temperature, "top_p": p.top_p, "top_k": p.top_k, "min_p": p.min_p,
+        "repetition_penalty": p.repetition_penalty, "presence_penalty": p.presence_penalty,
+        "frequency_penalty": p.frequency_penalty, "logit_bias": p.logit_bias, "stop": stops,
+        "stop_token_ids": p.stop_token_ids, "ignore_eos": p.ignore_eos, "logprobs": p.logprobs,
+    })
+}
+
+/// The part of a record that is known before the answer.
+pub(crate) fn asked(
+    policy: AuditPolicy,
+    request_id: &str,
+    endpoint: &str,
+    who: &Principal,
+    request: &ValidRequest,
+) -> Value {
+    json!({
+        "request_id": request_id,
+        "endpoint": endpoint,
+        "key": who.key_id,
+        "tenant": &*who.tenant,
+        "owner": who.owner,
+        "model": request.model.name,
+        "facts": request.model.facts,
+        "program": env!("CARGO_PKG_VERSION"),
+        "params": params(&request.params, &request.stops),
+        "prompt": kept(policy, &request.prompt, &[("text", request.chat_prompt.as_deref().unwrap_or(""))]),
+    })
+}
+
+/// What an answer's end is called on the wire and in the log.
+pub(crate) fn end_name(end: Option<End>) -> &'static str {
+    match end {
+        Some(End::Stop) => "stop",
+        Some(End::Length) => "length",
+        Some(End::Timeout) => "timeout",
+        Some(End::SlowReader) => "slow_reader",
+        Some(End::Aborted) | None => "abort",
+    }
+}
+
+/// Adds what came of it.
+pub(crate) fn answered(
+    policy: AuditPolicy,
+    record: &mut Value,
+    answers: &[Answer],
+    usage: Usage,
+    outcome: &str,
+) {
+    let one = |a: &Answer| {
+        let mut out = kept(policy, &a.ids, &[("content", &a.content), ("reasoning", &a.reasoning)]);
+        out["finish_reason"] = json!(end_name(a.end));
+        out
+    };
+    record["answers"] = answers.iter().map(one).collect();
+    record["usage"] = json!(usage);
+    record["outcome"] = json!(outcome);
+}

@@ -1,0 +1,166 @@
+//! One table of everything that can be asked. The router and the test of roles come from it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, Response, StatusCode};
+use axum::routing::{MethodFilter, on};
+use bytes::Bytes;
+use deephold_state::Role;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::access::{Principal, authenticate};
+use crate::api::error::{ApiError, ApiResult};
+use crate::api::{openai, ops};
+use crate::http::App;
+
+/// A request that passed the table: who asks, and what.
+pub(crate) struct Call {
+    pub(crate) app: Arc<App>,
+    pub(crate) request_id: String,
+    /// None where the route is open.
+    pub(crate) principal: Option<Principal>,
+    pub(crate) body: Bytes,
+}
+
+impl Call {
+    /// Who asks; a route that is not open has somebody.
+    pub(crate) fn who(&self) -> ApiResult<&Principal> {
+        self.principal.as_ref().ok_or_else(|| ApiError::internal("a route without access control"))
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = ApiResult<Response<Body>>> + Send>>;
+
+/// One line of the table.
+pub(crate) struct Route {
+    pub(crate) method: Method,
+    pub(crate) path: &'static str,
+    /// Who may; nobody is asked who he is where it is empty.
+    pub(crate) roles: &'static [Role],
+    pub(crate) handler: fn(Call) -> Answer,
+}
+
+const EVERYBODY: &[Role] = &[Role::Admin, Role::Operator, Role::Auditor, Role::App];
+const MODELS: &[Role] = &[Role::Admin, Role::Operator, Role::App];
+const WATCHERS: &[Role] = &[Role::Admin, Role::Operator, Role::Auditor];
+const OPEN: &[Role] = &[];
+
+/// The table.
+pub(crate) const ROUTES: [Route; 7] = [
+    Route { method: Method::GET, path: "/healthz", roles: OPEN, handler: |c| Box::pin(ops::healthz(c)) },
+    Route { method: Method::GET, path: "/readyz", roles: OPEN, handler: |c| Box::pin(ops::readyz(c)) },
+    Route { method: Method::GET, path: "/metrics", roles: WATCHERS, handler: |c| Box::pin(ops::metrics(c)) },
+    Route {
+        method: Method::GET,
+        path: "/v1/models",
+        roles: EVERYBODY,
+        handler: |c| Box::pin(openai::models::list(c)),
+    },
+    Route {
+        method: Method::POST,
+        path: "/v1/chat/completions",
+        roles: MODELS,
+        handler: |c| Box::pin(openai::chat::chat(c)),
+    },
+    Route {
+        method: Method::POST,
+        path: "/v1/completions",
+        roles: MODELS,
+        handler: |c| Box::pin(openai::completions::completions(c)),
+    },
+    Route {
+        method: Method::POST,
+        path: "/v1/tokenize",
+        roles: MODELS,
+        handler: |c| Box::pin(openai::tokenize::tokenize(c)),
+    },
+];
+
+/// Method, path, and whether it is open to everybody, of every route: for tests and documents.
+pub fn paths() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+    ROUTES.iter().map(|r| (if r.method == Method::GET { "GET" } else { "POST" }, r.path, r.roles.is_empty()))
+}
+
+/// The router over the table.
+pub(crate) fn router(app: &Arc<App>) -> axum::Router {
+    let mut router = axum::Router::new();
+    for route in &ROUTES {
+        let filter = MethodFilter::try_from(route.method.clone()).unwrap_or(MethodFilter::GET);
+        let handler = move |State(app): State<Arc<App>>, request: Request| async move {
+            serve(app, route, request).await
+        };
+        router = router.route(route.path, on(filter, handler));
+    }
+    let unknown = |State(app): State<Arc<App>>| async move {
+        let error = ApiError::not_found("there is nothing at this path");
+        answer(&app, "unknown", &app.next_request_id(), Err(error))
+    };
+    let wrong_method = |State(app): State<Arc<App>>| async move {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        let error = ApiError::new(status, "method_not_allowed", "this path is not asked with this method");
+        answer(&app, "unknown", &app.next_request_id(), Err(error))
+    };
+    router.fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(Arc::clone(app))
+}
+
+async fn serve(app: Arc<App>, route: &'static Route, request: Request) -> Response<Body> {
+    let request_id = app.next_request_id();
+    let result = admitted(&app, route, &request_id, request).await;
+    answer(&app, route.path, &request_id, result)
+}
+
+async fn admitted(
+    app: &Arc<App>,
+    route: &Route,
+    request_id: &str,
+    request: Request,
+) -> ApiResult<Response<Body>> {
+    let (head, body) = request.into_parts();
+    let principal = match route.roles {
+        [] => None,
+        roles => {
+            let who = authenticate(&head.headers, &*app.store, app.unix_ms())?;
+            if !roles.contains(&who.role) {
+                return Err(ApiError::forbidden(format!(
+                    "a key of role `{}` may not do this",
+                    who.role.name()
+                )));
+            }
+            Some(who)
+        }
+    };
+    let read =
+        tokio::time::timeout(app.limits.body_time, Limited::new(body, app.limits.body_bytes).collect()).await;
+    let read = read.map_err(|_| {
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body did not come in time")
+    })?;
+    let body = read.map_err(|e| match e.downcast_ref::<LengthLimitError>() {
+        Some(_) => {
+            let message = format!("the body is larger than {} bytes", app.limits.body_bytes);
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+        }
+        None => ApiError::bad_request("the body could not be read"),
+    })?;
+    let call =
+        Call { app: Arc::clone(app), request_id: request_id.to_owned(), principal, body: body.to_bytes() };
+    (route.handler)(call).await
+}
+
+/// Every response says which request it answers.
+fn answer(
+    app: &App,
+    route: &'static str,
+    request_id: &str,
+    result: ApiResult<Response<Body>>,
+) -> Response<Body> {
+    let mut response = result.unwrap_or_else(|e| e.response());
+    app.metrics.http(route, response.status().as_u16());
+    if let Ok(value) = HeaderValue::from_str(request_id) {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    response
+}

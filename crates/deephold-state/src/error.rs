@@ -1,0 +1,49 @@
+//! What can go wrong with the store.
+
+use deephold_base::ErrorCode;
+
+/// The store cannot be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The system refused.
+    #[error("cannot {action} the state's database: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The database refused, or is none.
+    #[error("the state's database: {0}; restore it from a backup, or move it away to begin anew")]
+    Database(#[from] rusqlite::Error),
+    /// A database that a newer program has written.
+    #[error(
+        "the state's database has format {found}, this program knows up to {known}; use the newer program"
+    )]
+    Newer {
+        /// Its format.
+        found: i64,
+        /// The newest that this program knows.
+        known: i64,
+    },
+    /// A stored value that this program does not write.
+    #[error("the state's database holds a {what} that is none: {value}")]
+    Value {
+        /// What it should be.
+        what: &'static str,
+        /// What it is.
+        value: String,
+    },
+}
+
+impl StateError {
+    /// The closed code that callers see.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Io { .. } => ErrorCode::Io,
+            Self::Newer { .. } => ErrorCode::Unsupported,
+            Self::Database(_) | Self::Value { .. } => ErrorCode::InvalidInput,
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! `deephold key`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use deephold_base::{Clock, SystemClock, rfc3339};
+use deephold_server::admin::{self, AdminAnswer, AdminRequest};
+use deephold_state::ApiKey;
+use serde_json::json;
+
+use super::print_json;
+use crate::cli::{KeyCommand, StateArgs};
+use crate::fail::{fail, invalid};
+use crate::state_dir::StateDir;
+
+pub(crate) fn run(command: &KeyCommand) -> Result<ExitCode> {
+    let (request, state, json) = match command {
+        KeyCommand::Create(a) => {
+            let day_ms = 24 * 3600 * 1000;
+            let expires_ms = a.days.map(|days| now_ms().saturating_add(i64::from(days) * day_ms));
+            let (tenant, owner, models) = (a.tenant.clone(), a.owner.clone(), a.models.clone());
+            (AdminRequest::CreateKey { tenant, owner, role: a.role, models, expires_ms }, &a.state, a.json)
+        }
+        KeyCommand::List(a) => (AdminRequest::ListKeys, &a.state, a.json),
+        KeyCommand::Rotate(a) => (AdminRequest::RotateKey { id: a.id.clone() }, &a.state, a.json),
+        KeyCommand::Revoke(a) => (AdminRequest::RevokeKey { id: a.id.clone() }, &a.state, a.json),
+    };
+    match ask(state, &request)? {
+        AdminAnswer::Refused(why) => Err(invalid(why)),
+        AdminAnswer::Revoked if json => print_json(&json!({ "revoked": true })).map(|()| ExitCode::SUCCESS),
+        AdminAnswer::Revoked => {
+            println!("revoked; requests with it are refused from now on");
+            Ok(ExitCode::SUCCESS)
+        }
+        AdminAnswer::Issued { key, secret } if json => {
+            print_json(&json!({ "key": key, "secret": secret })).map(|()| ExitCode::SUCCESS)
+        }
+        AdminAnswer::Issued { key, secret } => {
+            println!("{secret}");
+            eprintln!(
+                "{} for {} ({}), tenant {}; the line above is shown this once",
+                key.id,
+                key.owner,
+                key.role.name(),
+                key.tenant
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        AdminAnswer::Keys(keys) if json => print_json(&json!(keys)).map(|()| ExitCode::SUCCESS),
+        AdminAnswer::Keys(keys) => {
+            keys.iter().for_each(print);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn now_ms() -> i64 {
+    i64::try_from(SystemClock::default().unix_time().as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Through a running server, or on the state itself.
+fn ask(args: &StateArgs, request: &AdminRequest) -> Result<AdminAnswer> {
+    let state = StateDir::of(args)?;
+    if let Some(answer) = admin::ask_server(&state.socket(), request)? {
+        return Ok(answer);
+    }
+    if !state.exists() && !matches!(request, AdminRequest::CreateKey { .. }) {
+        let message = format!("there is no state in {}; `deephold serve` begins one", state.path().display());
+        return Err(fail(deephold_base::ErrorCode::NotFound, message));
+    }
+    let (store, log) = state.open()?;
+    Ok(admin::execute(request, &store, &log, now_ms())?)
+}
+
+fn print(key: &ApiKey) {
+    let day = |ms: i64| {
+        let text = rfc3339(std::time::Duration::from_millis(ms.unsigned_abs()));
+        text.chars().take(10).collect::<String>()
+    };
+    let state = match (key.revoked_ms, key.expires_ms) {
+        (Some(at), _) => format!("revoked {}", day(at)),
+        (None, Some(at)) if at <= now_ms() => format!("expired {}", day(at)),
+        (None, Some(at)) => format!("until {}", day(at)),
+        (None, None) => "valid".to_owned(),
+    };
+    let models = if key.models.is_empty() { "all models".to_owned() } else { key.models.join(", ") };
+    println!(
+        "{}  {:8}  {}  {}  {}  since {}  {}",
+        key.id,
+        key.role.name(),
+        key.owner,
+        key.tenant,
+        models,
+        day(key.created_ms),
+        state
+    );
+}

@@ -1,0 +1,185 @@
+//! `deephold serve`.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use deephold_base::{Clock, SystemClock};
+use deephold_engine::Machine;
+use deephold_server::admin::{AdminAnswer, AdminRequest, execute};
+use deephold_server::{AuditPolicy, HostedModel, ModelFacts, Server, ServerConfig};
+use deephold_state::{Keys, Role, SqliteStore};
+use deephold_tokenizer::{ChatFormat, TokenizerError};
+use deephold_weights::{Checkpoint, verify};
+
+use crate::answer::recommended;
+use crate::cli::{AuditPolicyArg, CacheType, ServeArgs};
+use crate::fail::invalid;
+use crate::loaded::{load_checkpoint, machine, open};
+use crate::state_dir::StateDir;
+use crate::{guide, terminal};
+
+pub(crate) fn run(args: &ServeArgs) -> Result<ExitCode> {
+    let state = StateDir::of(&args.state)?;
+    let (store, log) = state.open().with_context(|| format!("the state in {}", state.path().display()))?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let machine = machine(&args.engine)?;
+    let models = named(&args.models)?;
+    let hosted = models.iter().map(|(name, path)| host(name, Path::new(path), &machine, args));
+    let hosted: Vec<HostedModel> = hosted.collect::<Result<_>>()?;
+    let first_key = first_key(&store, &log, &*clock)?;
+    let config = ServerConfig {
+        bind: args.bind,
+        insecure_http: args.insecure_http,
+        policy: match args.audit_policy {
+            AuditPolicyArg::Full => AuditPolicy::Full,
+            AuditPolicyArg::Hash => AuditPolicy::Hash,
+            AuditPolicyArg::Redacted => AuditPolicy::Redacted,
+        },
+        admin_socket: Some(state.socket()),
+        ..ServerConfig::default()
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let server = Server::start(config, Arc::new(store), log, hosted, clock).await?;
+        welcome(&server, &models[0].0, first_key.as_deref());
+        server.serve(stopped()).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// `PATH` or `NAME=PATH`; a path alone is called by its last part.
+fn named(models: &[String]) -> Result<Vec<(String, String)>> {
+    if models.is_empty() {
+        return Ok(vec![(guide::NAME.to_owned(), guide::NAME.to_owned())]);
+    }
+    let one = |text: &String| match text.split_once('=') {
+        Some((name, path)) if !name.contains('/') => (name.to_owned(), path.to_owned()),
+        _ => {
+            let stem =
+                Path::new(text).file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+            (stem.trim_end_matches(".gguf").to_owned(), text.clone())
+        }
+    };
+    let named: Vec<(String, String)> = models.iter().map(one).collect();
+    for (i, (name, path)) in named.iter().enumerate() {
+        if name.is_empty() || name.len() > 200 || path.is_empty() || name.contains(char::is_control) {
+            return Err(invalid(format!("`{}` is no model; give PATH or NAME=PATH", models[i])));
+        }
+        if named[..i].iter().any(|other| other.0 == *name) {
+            return Err(invalid(format!("two models are called `{name}`; give them names as NAME=PATH")));
+        }
+    }
+    Ok(named)
+}
+
+fn host(name: &str, path: &Path, machine: &Arc<Machine>, args: &ServeArgs) -> Result<HostedModel> {
+    let checkpoint = Arc::new(open(path)?);
+    let facts = facts(&checkpoint, machine, args)?;
+    let loaded = load_checkpoint(checkpoint, machine, &args.engine, Instant::now())?;
+    let mut core = loaded.engine(&args.engine, args.max_seqs, |_| ())?;
+    let mut defaults = recommended(&loaded.checkpoint);
+    let info = loaded.model.info();
+    let facts =
+        ModelFacts { architecture: info.architecture.clone(), parameters: info.parameters_total, ..facts };
+    let (tokenizer, checkpoint, memory) = loaded.into_parts()?;
+    core.hold(memory);
+    defaults.stop_token_ids = tokenizer.stop_ids().to_vec();
+    let chat = match ChatFormat::from_checkpoint(&checkpoint, &tokenizer) {
+        Ok(format) => Some(format),
+        Err(TokenizerError::NoTemplate) => None,
+        Err(e) => return Err(e.into()),
+    };
+    Ok(HostedModel { name: name.to_owned(), core, tokenizer, chat, defaults, facts })
+}
+
+/// What identifies the model; reads all its weights once.
+fn facts(checkpoint: &Checkpoint, machine: &Machine, args: &ServeArgs) -> Result<ModelFacts> {
+    let bar = terminal::byte_bar("digest", checkpoint.tensor_bytes());
+    let digest = verify::content_digest(checkpoint, &mut |done| bar.set_position(done));
+    bar.finish_and_clear();
+    Ok(ModelFacts {
+        digest,
+        template: checkpoint.chat_template().map(|t| verify::text_digest(&t)),
+        isa: machine.ops().isa().name().to_owned(),
+        cache_type: match args.engine.cache_type {
+            CacheType::F16 => "f16".to_owned(),
+            CacheType::F32 => "f32".to_owned(),
+        },
+        ..ModelFacts::default()
+    })
+}
+
+/// An admin's key where there is no valid one: shown once.
+fn first_key(
+    store: &SqliteStore,
+    log: &deephold_audit::AuditLog,
+    clock: &dyn Clock,
+) -> Result<Option<String>> {
+    let now_ms = i64::try_from(clock.unix_time().as_millis()).unwrap_or(i64::MAX);
+    if store.keys()?.iter().any(|k| k.role == Role::Admin && k.is_valid(now_ms)) {
+        return Ok(None);
+    }
+    let request = AdminRequest::CreateKey {
+        tenant: None,
+        owner: "first start".into(),
+        role: Role::Admin,
+        models: Vec::new(),
+        expires_ms: None,
+    };
+    match execute(&request, store, log, now_ms)? {
+        AdminAnswer::Issued { secret, .. } => Ok(Some(secret)),
+        _ => Ok(None),
+    }
+}
+
+/// What to do next, in lines that work when pasted.
+fn welcome(server: &Server, model: &str, key: Option<&str>) {
+    let base = format!("http://{}", server.address());
+    println!("deephold serves `{model}` at {base}");
+    let shown = match key {
+        Some(key) => {
+            println!("admin key, shown this once:\n  {key}");
+            key
+        }
+        None => "$DEEPHOLD_KEY",
+    };
+    println!("try:");
+    let question = "What is Deephold?";
+    let body =
+        format!(r#"{{"model": "{model}", "messages": [{{"role": "user", "content": "{question}"}}]}}"#);
+    println!(
+        r#"  curl -sS {base}/v1/chat/completions -H "Authorization: Bearer {shown}" -H "Content-Type: application/json" -d '{body}'"#
+    );
+    println!("or with the openai package:");
+    let messages = format!(r#"messages=[{{"role": "user", "content": "{question}"}}]"#);
+    println!(
+        r#"  python3 -c 'import openai; c = openai.OpenAI(base_url="{base}/v1", api_key="{shown}"); print(c.chat.completions.create(model="{model}", {messages}).choices[0].message.content)'"#
+    );
+    println!("more keys: deephold key create --owner NAME; Ctrl-C stops");
+}
+
+/// Resolves with Ctrl-C or SIGTERM; a second one ends the program at once.
+async fn stopped() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        // Without signals only a kill ends the server.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    eprintln!("stopping: requests may end, nothing new is taken; once more to stop at once");
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::process::exit(130);
+    });
+}

@@ -1,0 +1,541 @@
+//! The service as its users meet it: the real program over real sockets.
+#![allow(missing_docs, reason = "a test")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::{deephold, json, ok, text};
+use deephold_testkit::{TempDir, guide_dir, skip};
+use serde_json::{Value, json as object};
+
+const QUESTION: &str = "What is Deephold?";
+
+/// A running server; killed when dropped.
+struct Service {
+    child: Child,
+    address: String,
+    key: String,
+    /// All that it printed at its start.
+    banner: String,
+}
+
+impl Service {
+    fn start(state: &Path, more: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_deephold"))
+            .args(["serve", "--bind", "127.0.0.1:0", "--state", text(state)])
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+        let mut banner = String::new();
+        while !banner.contains("Ctrl-C stops") {
+            banner += &lines.next().expect("a line").expect("text");
+            banner.push('\n');
+        }
+        // Whatever else it prints must not block it.
+        std::thread::spawn(move || lines.for_each(drop));
+        let address =
+            banner.split("http://").nth(1).expect("an address").split_whitespace().next().expect("one");
+        let key = banner.split_whitespace().find(|w| w.starts_with("dh_")).unwrap_or_default();
+        Self { address: address.to_owned(), key: key.to_owned(), child, banner }
+    }
+
+    fn terminate(&mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
+    }
+
+    fn send(&self, bytes: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time limit");
+        // A server that refuses early closes before all is sent.
+        let _ = stream.write_all(bytes);
+        stream
+    }
+
+    fn post_as(&self, key: &str, path: &str, body: &str) -> Response {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\nContent-Type: \
+             application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        Response::read(self.send(format!("{head}{body}").as_bytes()))
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Response {
+        self.post_as(&self.key, path, &body.to_string())
+    }
+
+    fn get(&self, path: &str) -> Response {
+        let key = &self.key;
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n\r\n"
+        );
+        Response::read(self.send(head.as_bytes()))
+    }
+
+    fn ask(&self, more: Value) -> Response {
+        let mut body = object!({ "model": "guide", "messages": [{ "role": "user", "content": QUESTION }] });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        self.post("/v1/chat/completions", &body)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Response {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Response {
+    fn read(mut stream: TcpStream) -> Self {
+        let mut bytes = Vec::new();
+        // A refused body may end in a reset after the answer.
+        let _ = stream.read_to_end(&mut bytes);
+        let all = String::from_utf8(bytes).expect("UTF-8");
+        let (head, body) = all.split_once("\r\n\r\n").unwrap_or((&all, ""));
+        let status = head.split_whitespace().nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+        let body = if head.contains("chunked") { dechunked(body) } else { body.to_owned() };
+        Self { status, head: head.to_owned(), body }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {} {}", self.head, self.body))
+    }
+
+    /// The events' data; the last must be `[DONE]`.
+    fn events(&self) -> Vec<Value> {
+        let mut data: Vec<&str> = self.body.lines().filter_map(|l| l.strip_prefix("data: ")).collect();
+        assert_eq!(data.pop(), Some("[DONE]"), "{}", self.body);
+        data.into_iter().map(|d| serde_json::from_str(d).expect("JSON")).collect()
+    }
+}
+
+fn dechunked(mut body: &str) -> String {
+    let mut out = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).expect("a size");
+        if size == 0 {
+            break;
+        }
+        out.push_str(&rest[..size]);
+        body = rest[size..].trim_start_matches("\r\n");
+    }
+    out
+}
+
+fn expected() -> Value {
+    let bytes = std::fs::read(guide_dir().join("expected.json")).expect("cases");
+    let cases: Vec<Value> = serde_json::from_slice(&bytes).expect("JSON");
+    cases.into_iter().find(|c| c["question"] == QUESTION).expect("the question")
+}
+
+fn records(state: &Path, kind: &str) -> Vec<Value> {
+    let out = ok(&["audit", "show", "--state", text(state), "--kind", kind, "--limit", "100000"]);
+    out.lines().map(|l| serde_json::from_str(l).expect("a record")).collect()
+}
+
+#[test]
+fn an_answer_is_the_models_streamed_or_not_and_is_recorded() {
+    let dir = TempDir::new("serve");
+    let service = Service::start(&dir.join("state"), &[]);
+    let expected = expected();
+    let whole = service.ask(object!({ "temperature": 0 }));
+    assert_eq!(whole.status, 200, "{}", whole.body);
+    let body = whole.json();
+    assert_eq!(body["choices"][0]["message"]["content"], expected["answer"]);
+    assert_eq!(body["choices"][0]["finish_reason"], "stop");
+    let usage = &body["usage"];
+    assert_eq!(usage["prompt_tokens"], expected["prompt_ids"].as_array().expect("ids").len());
+    assert_eq!(usage["completion_tokens"], expected["answer_ids"].as_array().expect("ids").len());
+
+    let streamed = service.ask(object!({
+        "temperature": 0, "stream": true, "stream_options": { "include_usage": true }, "logprobs": true, "top_logprobs": 2,
+    }));
+    let events = streamed.events();
+    let joined: String = events.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(joined, expected["answer"]);
+    let tokens: String = events
+        .iter()
+        .filter_map(|e| e["choices"][0]["logprobs"]["content"].as_array())
+        .flatten()
+        .map(|t| {
+            assert_eq!(t["top_logprobs"].as_array().map(Vec::len), Some(2));
+            t["token"].as_str().expect("text").to_owned()
+        })
+        .collect();
+    assert_eq!(tokens, expected["answer"]);
+    let last = events.last().expect("an event");
+    assert_eq!(
+        (&last["choices"], &last["usage"]["completion_tokens"]),
+        (&object!([]), &usage["completion_tokens"])
+    );
+    assert!(streamed.head.contains("text/event-stream"));
+
+    // The same seed gives the same answer, also beside others, and as the command line computes it.
+    let ask = || service.ask(object!({ "temperature": 1.5, "seed": 7, "n": 3, "max_tokens": 20 })).json();
+    let (one, two) = (ask(), ask());
+    assert_eq!(one["choices"], two["choices"]);
+    assert_eq!(one["choices"].as_array().map(Vec::len), Some(3));
+    let line = [
+        "generate",
+        "guide",
+        "--prompt",
+        QUESTION,
+        "--temperature",
+        "1.5",
+        "--top-p",
+        "0.95",
+        "--seed",
+        "7",
+        "-n",
+        "20",
+    ];
+    assert_eq!(
+        ok(&line).trim_end(),
+        one["choices"][0]["message"]["content"].as_str().expect("text").trim_end()
+    );
+    let stopped = service.ask(object!({ "temperature": 0, "stop": ["guide"] })).json();
+    assert_eq!(stopped["choices"][0]["message"]["content"], "I am the ");
+
+    // Every answer is in the log, whole, and the log verifies while the server runs.
+    let records = records(&dir.join("state"), "request");
+    assert_eq!(records.len(), 5);
+    let first = &records[4]["data"];
+    assert_eq!(first["prompt"]["ids"], expected["prompt_ids"]);
+    assert_eq!(first["answers"][0]["ids"], expected["answer_ids"]);
+    assert_eq!((&first["outcome"], &first["model"]), (&object!("completed"), &object!("guide")));
+    assert!(first["facts"]["digest"].as_str().is_some_and(|d| d.starts_with("sha256:")));
+    assert_eq!(
+        format!("chatcmpl-{}", first["request_id"].as_str().expect("id")),
+        body["id"].as_str().expect("id")
+    );
+    assert_eq!(json(&["audit", "verify", "--state", text(&dir.join("state")), "--json"])["ok"], true);
+    let metrics = service.get("/metrics").body;
+    assert!(
+        metrics.contains("deephold_requests_total{model=\"guide\",outcome=\"completed\"} 5"),
+        "{metrics}"
+    );
+    assert!(!metrics.contains(&service.key));
+}
+
+#[test]
+fn plain_completions_continue_a_prompt() {
+    let dir = TempDir::new("serve");
+    let service = Service::start(&dir.join("state"), &[]);
+    let expected = expected();
+    let prompt =
+        object!({ "model": "guide", "prompt": expected["prompt_ids"], "temperature": 0, "max_tokens": 100 });
+    let body = service.post("/v1/completions", &prompt).json();
+    assert_eq!(body["choices"][0]["text"], expected["answer"]);
+    assert_eq!(body["object"], "text_completion");
+    let tokens = service.post("/v1/tokenize", &object!({ "model": "guide", "prompt": "Hello" })).json();
+    assert_eq!(tokens["count"], tokens["tokens"].as_array().expect("ids").len());
+}
+
+#[test]
+fn every_route_but_health_refuses_without_a_key() {
+    let dir = TempDir::new("serve");
+    let service = Service::start(&dir.join("state"), &[]);
+    let mut closed = 0;
+    for (method, path, open) in deephold_server::paths() {
+        for authorization in ["", "Authorization: Bearer dh_0\r\n", "Authorization: Basic eDp5\r\n"] {
+            let head =
+                format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{authorization}\r\n");
+            let status = Response::read(service.send(head.as_bytes())).status;
+            assert_eq!(status, if open { 200 } else { 401 }, "{method} {path}");
+            closed += usize::from(!open);
+        }
+    }
+    assert!(closed >= 15);
+    assert!(service.get("/healthz").status == 200 && service.get("/readyz").status == 200);
+}
+
+#[test]
+fn bad_requests_get_a_clear_error_and_lose_nothing() {
+    let dir = TempDir::new("serve");
+    let service = Service::start(&dir.join("state"), &[]);
+    let user = object!([{ "role": "user", "content": "x" }]);
+    let cases = [
+        (object!({ "model": "guide" }), 400, "messages"),
+        (object!({ "model": "absent", "messages": user }), 404, "absent"),
+        (object!({ "model": 5, "messages": user }), 400, "model"),
+        (object!({ "model": "guide", "messages": [] }), 400, "messages"),
+        (
+            object!({ "model": "guide", "messages": [{ "role": "king", "content": "x" }] }),
+            400,
+            "messages[0].role",
+        ),
+        (object!({ "model": "guide", "messages": [{ "role": "user" }] }), 400, "messages[0].content"),
+        (object!({ "model": "guide", "messages": user, "temperature": 9 }), 400, "temperature"),
+        (object!({ "model": "guide", "messages": user, "top_p": "high" }), 400, "top_p"),
+        (object!({ "model": "guide", "messages": user, "n": 0 }), 400, "n"),
+        (object!({ "model": "guide", "messages": user, "logit_bias": { "x": 1 } }), 400, "logit_bias"),
+        (object!({ "model": "guide", "messages": user, "logit_bias": { "99999": 1 } }), 400, "logit_bias"),
+        (object!({ "model": "guide", "messages": user, "stop": [""] }), 400, "stop"),
+        (object!({ "model": "guide", "messages": user, "tools": [] }), 400, "tools"),
+        (
+            object!({ "model": "guide", "messages": user, "response_format": { "type": "json_object" } }),
+            400,
+            "response_format",
+        ),
+        (object!({ "model": "guide", "messages": user, "invented": 1 }), 400, "invented"),
+        (
+            object!({ "model": "guide", "messages": [{ "role": "user", "content": "word ".repeat(5000) }] }),
+            400,
+            "context",
+        ),
+    ];
+    for (body, status, part) in cases {
+        let response = service.post("/v1/chat/completions", &body);
+        let error = &response.json()["error"];
+        assert_eq!(response.status, status, "{body}: {error}");
+        assert!(error.to_string().contains(part), "{part}: {error}");
+        assert!(response.head.contains("x-request-id"));
+    }
+    let raw = |body: &str| service.post_as(&service.key, "/v1/chat/completions", body);
+    for body in ["", "{", "[]", "nonsense", "{\"model\": \"\\ud800\"}", &"[".repeat(100_000)] {
+        assert_eq!(raw(body).status, 400, "{}", &body[..body.len().min(40)]);
+    }
+    assert_eq!(raw(&" ".repeat(9 << 20)).status, 413);
+    assert_eq!(service.get("/nothing").status, 404);
+    assert_eq!(service.get("/v1/chat/completions").status, 405);
+    let huge = format!("GET /healthz HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "y".repeat(200_000));
+    assert!([400, 431, 0].contains(&Response::read(service.send(huge.as_bytes())).status));
+    for half in
+        ["GET /healthz", "\0\0\0", "POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc"]
+    {
+        drop(service.send(half.as_bytes()));
+    }
+    assert_eq!(service.ask(object!({ "max_tokens": 2 })).status, 200, "it goes on");
+    let sent = records(&dir.join("state"), "request");
+    // A prompt that the engine refused is recorded as failed; what never was a request is not.
+    assert!(sent.iter().any(|r| r["data"]["outcome"] == "failed"));
+}
+
+#[test]
+fn keys_hold_what_they_say_and_end_at_once() {
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    let service = Service::start(&state, &[]);
+    let create = |more: &[&str]| {
+        json(&[&["key", "create", "--owner", "Ada", "--json", "--state", text(&state)], more].concat())
+    };
+    let body =
+        object!({ "model": "guide", "messages": [{ "role": "user", "content": "x" }], "max_tokens": 1 })
+            .to_string();
+    let chat = |key: &Value| {
+        service.post_as(key["secret"].as_str().expect("secret"), "/v1/chat/completions", &body).status
+    };
+    let app = create(&[]);
+    assert_eq!(chat(&app), 200);
+    assert_eq!(chat(&create(&["--model", "other"])), 403);
+    assert_eq!(chat(&create(&["--role", "auditor"])), 403);
+    let metrics = |key: &Value| {
+        let key = key["secret"].as_str().expect("secret");
+        let head = format!(
+            "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n\r\n"
+        );
+        Response::read(service.send(head.as_bytes())).status
+    };
+    assert_eq!((metrics(&app), metrics(&create(&["--role", "auditor"]))), (403, 200));
+    assert_eq!(chat(&create(&["--days", "0"])), 401, "expired");
+    let id = app["key"]["id"].as_str().expect("id");
+    let rotated = json(&["key", "rotate", id, "--json", "--state", text(&state)]);
+    assert_eq!((chat(&app), chat(&rotated)), (401, 200));
+    assert_eq!(rotated["key"]["tenant"], app["key"]["tenant"]);
+    let id = rotated["key"]["id"].as_str().expect("id");
+    ok(&["key", "revoke", id, "--state", text(&state)]);
+    assert_eq!(chat(&rotated), 401);
+    let again = deephold(&["key", "revoke", id, "--state", text(&state)]);
+    assert!(again.code == 65 && again.err.contains("no valid key"), "{}", again.err);
+    // Secrets lie nowhere in the state: not in the list, the database or the log.
+    let secret = rotated["secret"].as_str().expect("secret");
+    let list = ok(&["key", "list", "--state", text(&state)]);
+    assert!(list.contains(id) && !list.contains("dh_"), "{list}");
+    drop(service);
+    for entry in ["state.db", "state.db-wal", "audit/audit-00000001.jsonl"] {
+        let bytes = std::fs::read(state.join(entry)).unwrap_or_default();
+        assert!(!bytes.windows(secret.len()).any(|w| w == secret.as_bytes()), "{entry}");
+    }
+    // The same commands work without a server, and the log has a record of every act.
+    ok(&["key", "create", "--owner", "Grace", "--state", text(&state)]);
+    let events: Vec<String> = records(&state, "key").iter().map(|r| r["data"]["event"].to_string()).collect();
+    assert_eq!(events.iter().filter(|e| e.contains("revoked")).count(), 2, "{events:?}");
+    assert_eq!(json(&["audit", "verify", "--state", text(&state), "--json"])["ok"], true);
+}
+
+#[test]
+fn what_must_not_start_does_not() {
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    let run = |args: &[&str]| deephold(&[&["serve", "--state", text(&state)], args].concat());
+    let open = run(&["--bind", "0.0.0.0:0"]);
+    assert!(open.code == 65 && open.err.contains("plain HTTP"), "{}", open.err);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let busy = run(&["--bind", &address]);
+    assert!(busy.err.contains("cannot listen at"), "{}", busy.err);
+    let service = Service::start(&state, &[]);
+    let second = run(&["--bind", "127.0.0.1:0"]);
+    assert!(second.err.contains("open in another process"), "{}", second.err);
+    drop(service);
+    std::fs::write(state.join("state.db"), "no database ".repeat(1000)).expect("write");
+    let broken = run(&["--bind", "127.0.0.1:0"]);
+    assert!(broken.code == 65 && broken.err.contains("database"), "{}", broken.err);
+    assert!(run(&["a=guide", "a=guide"]).err.contains("two models"));
+}
+
+#[test]
+fn a_reader_that_goes_ends_its_work_and_a_stop_lets_answers_end() {
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    let mut service = Service::start(&state, &[]);
+    let body = object!({
+        "model": "guide", "stream": true, "temperature": 1.9, "max_tokens": 900,
+        "messages": [{ "role": "user", "content": QUESTION }], "logit_bias": { "1": -100 },
+    })
+    .to_string();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n",
+        service.key,
+        body.len()
+    );
+    let begin = || {
+        let mut stream = service.send(format!("{head}{body}").as_bytes());
+        let mut first = [0; 300];
+        stream.read_exact(&mut first).expect("the stream begins");
+        stream
+    };
+    drop(begin());
+    // The engine forgets it, and the record says what was answered until then.
+    let mut waited = 0;
+    while records(&state, "request").is_empty() {
+        std::thread::sleep(Duration::from_millis(20));
+        waited += 1;
+        assert!(waited < 500, "no record of an aborted request");
+    }
+    let record = &records(&state, "request")[0]["data"];
+    assert_eq!(record["outcome"], "aborted");
+    assert!(record["usage"]["completion_tokens"].as_u64() < Some(900));
+    // A stream that runs when the server is told to stop comes to its end.
+    let mut stream = begin();
+    service.terminate();
+    let mut rest = String::new();
+    let _ = stream.read_to_string(&mut rest);
+    assert!(rest.contains("[DONE]"), "{rest}");
+    assert!(service.child.wait().expect("an end").success());
+    assert_eq!(json(&["audit", "verify", "--state", text(&state), "--json"])["unsigned"], 0);
+}
+
+/// kill -9 under load: the log verifies, and every answer whose end was seen is in it.
+#[test]
+fn a_kill_loses_no_acknowledged_answer() {
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    let first = Service::start(&state, &[]);
+    let key = first.key.clone();
+    drop(first);
+    let mut acknowledged = Vec::new();
+    for round in 0..20u64 {
+        let mut service = Service::start(&state, &[]);
+        service.key.clone_from(&key);
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..4)
+                .map(|_| {
+                    let service = &service;
+                    scope.spawn(move || {
+                        let mut ids = Vec::new();
+                        loop {
+                            let body = object!({ "model": "guide", "max_tokens": 4,
+                                "messages": [{ "role": "user", "content": QUESTION }] });
+                            let Ok(mut stream) = TcpStream::connect(&service.address) else { return ids };
+                            let body = body.to_string();
+                            let head = format!(
+                                "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: \
+                                 Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
+                                service.key,
+                                body.len()
+                            );
+                            if stream.write_all(head.as_bytes()).is_err() {
+                                return ids;
+                            }
+                            let response = Response::read(stream);
+                            match serde_json::from_str::<Value>(&response.body) {
+                                Ok(body) if response.status == 200 => ids.push(body["id"].clone()),
+                                _ => return ids,
+                            }
+                        }
+                    })
+                })
+                .collect();
+            std::thread::sleep(Duration::from_millis(40 + 17 * round));
+            let pid = service.child.id().to_string();
+            Command::new("kill").args(["-9", &pid]).status().expect("kill");
+            workers.into_iter().for_each(|w| acknowledged.extend(w.join().expect("a worker")));
+        });
+    }
+    assert!(acknowledged.len() > 100, "{}", acknowledged.len());
+    let service = Service::start(&state, &[]);
+    assert_eq!(json(&["audit", "verify", "--state", text(&state), "--json"])["ok"], true);
+    let recorded: std::collections::HashSet<String> = records(&state, "request")
+        .iter()
+        .map(|r| format!("chatcmpl-{}", r["data"]["request_id"].as_str().expect("id")))
+        .collect();
+    for id in &acknowledged {
+        assert!(recorded.contains(id.as_str().expect("id")), "{id} was answered and is not recorded");
+    }
+    drop(service);
+}
+
+/// What the program prints works when pasted.
+#[test]
+fn the_printed_lines_work() {
+    let dir = TempDir::new("serve");
+    let service = Service::start(&dir.join("state"), &[]);
+    let answer = expected()["answer"].as_str().expect("text").to_owned();
+    let curl = service.banner.lines().find(|l| l.trim().starts_with("curl")).expect("a line for curl");
+    let out = Command::new("bash").args(["-c", curl]).output().expect("bash");
+    assert!(String::from_utf8_lossy(&out.stdout).contains("\"object\":\"chat.completion\""), "{out:?}");
+    let Some(python) = std::env::var_os("DEEPHOLD_OPENAI_PYTHON") else {
+        skip("needs DEEPHOLD_OPENAI_PYTHON, a Python with the openai package");
+        return;
+    };
+    let line = service.banner.lines().find(|l| l.trim().starts_with("python3")).expect("a line for Python");
+    let line = line.replacen("python3", python.to_str().expect("a path"), 1);
+    let out = Command::new("bash").args(["-c", &line]).output().expect("bash");
+    assert!(out.status.success() && !out.stdout.is_empty(), "{out:?}");
+    assert!(answer.len() > 10);
+}
+
+/// 64 streams at once, each whole.
+#[test]
+fn many_streams_at_once() {
+    let dir = TempDir::new("serve");
+    let service = Service::start(&dir.join("state"), &[]);
+    let expected = expected()["answer"].clone();
+    std::thread::scope(|scope| {
+        let streams: Vec<_> = (0..64)
+            .map(|_| scope.spawn(|| service.ask(object!({ "temperature": 0, "stream": true })).events()))
+            .collect();
+        for events in streams.into_iter().map(|s| s.join().expect("a stream")) {
+            let joined: String =
+                events.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+            assert_eq!(joined, expected);
+        }
+    });
+}
