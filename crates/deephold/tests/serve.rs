@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{deephold, json, ok, text};
-use deephold_testkit::{TempDir, guide_dir, skip};
+use deephold_testkit::{TempDir, fetched_model, guide_dir, shared, skip, skip_without_shared};
 use serde_json::{Value, json as object};
 
 const QUESTION: &str = "What is Deephold?";
@@ -511,10 +511,7 @@ fn the_printed_lines_work() {
     let curl = service.banner.lines().find(|l| l.trim().starts_with("curl")).expect("a line for curl");
     let out = Command::new("bash").args(["-c", curl]).output().expect("bash");
     assert!(String::from_utf8_lossy(&out.stdout).contains("\"object\":\"chat.completion\""), "{out:?}");
-    let Some(python) = std::env::var_os("DEEPHOLD_OPENAI_PYTHON") else {
-        skip("needs DEEPHOLD_OPENAI_PYTHON, a Python with the openai package");
-        return;
-    };
+    let Some(python) = openai_python() else { return };
     let line = service.banner.lines().find(|l| l.trim().starts_with("python3")).expect("a line for Python");
     let line = line.replacen("python3", python.to_str().expect("a path"), 1);
     let out = Command::new("bash").args(["-c", &line]).output().expect("bash");
@@ -538,4 +535,42 @@ fn many_streams_at_once() {
             assert_eq!(joined, expected);
         }
     });
+}
+
+fn openai_python() -> Option<std::ffi::OsString> {
+    let python = std::env::var_os("DEEPHOLD_OPENAI_PYTHON");
+    if python.is_none() {
+        skip("needs DEEPHOLD_OPENAI_PYTHON, a Python with the openai package");
+    }
+    python
+}
+
+fn drive(python: &std::ffi::OsStr, base: &str, key: &str, model: &str, has_template: bool) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/openai_client.py");
+    let template = if has_template { "yes" } else { "no" };
+    let out = Command::new(python).args([script, base, key, model, template]).output().expect("python");
+    assert!(out.status.success(), "{model}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// The official client: on the guide, on a base model without a template, and on a really trained one, all in one service.
+#[test]
+fn the_openai_package_is_satisfied() {
+    let Some(python) = openai_python() else { return };
+    let dir = TempDir::new("serve");
+    let (stories, smollm) = (skip_without_shared(), fetched_model("smollm2-135m-instruct.q4_1.gguf"));
+    let mut models = vec!["guide".to_owned()];
+    if !stories {
+        models.push(format!("stories={}", text(&shared("models/stories260k"))));
+    }
+    models.extend(smollm.as_ref().map(|path| format!("smollm={}", text(path))));
+    let models: Vec<&str> = models.iter().map(String::as_str).collect();
+    let service = Service::start(&dir.join("state"), &[&models[..], &["--cache-memory", "512MiB"]].concat());
+    let base = format!("http://{}/v1", service.address);
+    drive(&python, &base, &service.key, "guide", true);
+    if !stories {
+        drive(&python, &base, &service.key, "stories", false);
+    }
+    if smollm.is_some() {
+        drive(&python, &base, &service.key, "smollm", true);
+    }
 }

@@ -1,0 +1,63 @@
+"""Drives a running service with the official openai package: BASE_URL KEY MODEL HAS_TEMPLATE."""
+import sys
+import openai
+
+base, key, model, has_template = sys.argv[1:5]
+client = openai.OpenAI(base_url=base, api_key=key, max_retries=0)
+question = [{"role": "user", "content": "What is Deephold?"}]
+
+assert model in [m.id for m in client.models.list().data]
+
+# Plain completions: whole, streamed and counted alike; the same seed gives the same text.
+ask = dict(model=model, prompt="Once upon a time", max_tokens=12, temperature=0.8, seed=11)
+one = client.completions.create(**ask, logprobs=2)
+assert one.choices[0].text == client.completions.create(**ask).choices[0].text
+assert one.usage.completion_tokens <= 12 and one.usage.total_tokens == one.usage.prompt_tokens + one.usage.completion_tokens
+assert "".join(one.choices[0].logprobs.tokens) == one.choices[0].text
+assert all(len(top) <= 3 for top in one.choices[0].logprobs.top_logprobs)
+streamed = list(client.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+assert "".join(c.choices[0].text for c in streamed if c.choices) == one.choices[0].text
+assert streamed[-1].choices == [] and streamed[-1].usage.completion_tokens == one.usage.completion_tokens
+
+if has_template == "yes":
+    chat = lambda **more: client.chat.completions.create(model=model, messages=question, max_tokens=16, **more)
+    whole = chat(temperature=0, logprobs=True, top_logprobs=3)
+    text = whole.choices[0].message.content
+    assert text and whole.choices[0].finish_reason in ("stop", "length")
+    assert all(len(t.top_logprobs) == 3 and t.logprob <= 0 for t in whole.choices[0].logprobs.content)
+    assert "".join(c.choices[0].delta.content or "" for c in chat(temperature=0, stream=True) if c.choices) == text
+    several = chat(n=3, temperature=1.5, seed=5)
+    assert [c.index for c in several.choices] == [0, 1, 2]
+    assert several.choices == chat(n=3, temperature=1.5, seed=5).choices
+    first = text.split()[0]
+    assert first not in chat(temperature=0, stop=[first]).choices[0].message.content
+    # A stream that is closed early ends its work; the service goes on.
+    stream = chat(temperature=0, stream=True)
+    next(iter(stream))
+    stream.close()
+    assert chat(temperature=0).choices[0].message.content == text
+    try:
+        chat(extra_body={"tools": [{"type": "function", "function": {"name": "f"}}]})
+        raise SystemExit("tools were taken")
+    except openai.BadRequestError as e:
+        assert e.param == "tools", e
+else:
+    try:
+        client.chat.completions.create(model=model, messages=question)
+        raise SystemExit("a model without a template chats")
+    except openai.BadRequestError as e:
+        assert e.param == "messages", e
+
+for error, call in [
+    (openai.NotFoundError, lambda: client.completions.create(model="absent", prompt="x")),
+    (openai.BadRequestError, lambda: client.completions.create(model=model, prompt="x", temperature=7)),
+    (openai.BadRequestError, lambda: client.completions.create(model=model, prompt="word " * 100_000)),
+    (openai.AuthenticationError, lambda: client.with_options(api_key="dh_wrong").completions.create(model=model, prompt="x")),
+    (openai.APITimeoutError, lambda: client.with_options(timeout=0.0001).completions.create(model=model, prompt="x")),
+]:
+    try:
+        call()
+        raise SystemExit(f"no {error.__name__}")
+    except error:
+        pass
+print("ok")
