@@ -5,7 +5,7 @@ use std::path::Path;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 
-use crate::storage::{create_dir_durably, write_whole};
+use crate::storage::{create_private_dir, write_whole};
 use crate::{AuditError, hex, unhex};
 
 /// An Ed25519 key in memory.
@@ -41,7 +41,7 @@ impl SigningKey {
             .map_err(|_| AuditError::Key("the system gives no randomness"))?;
         let key = Self::from_pkcs8(made.as_ref())?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        create_dir_durably(folder).map_err(|e| AuditError::io("make", folder, e))?;
+        create_private_dir(folder).map_err(|e| AuditError::io("make", folder, e))?;
         write_whole(path, made.as_ref(), Some(0o600)).map_err(|e| AuditError::io("write", path, e))?;
         let public = path.with_extension("pub");
         let text = format!("{}\n", hex(&key.public_key()));

@@ -45,7 +45,7 @@ pub(crate) struct Folder {
 impl Folder {
     /// Makes the folder where it is missing, and locks it.
     pub(crate) fn lock(path: &Path) -> Result<Self, AuditError> {
-        create_dir_durably(path).map_err(|e| AuditError::io("make", path, e))?;
+        create_private_dir(path).map_err(|e| AuditError::io("make", path, e))?;
         let lock_path = path.join("lock");
         let open = OpenOptions::new().write(true).create(true).truncate(false).open(&lock_path);
         let lock = open.map_err(|e| AuditError::io("open", &lock_path, e))?;
@@ -133,8 +133,19 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: Option<u32>) -> io::R
     sync_dir(folder)
 }
 
-/// Makes a folder and those above it, each durable in the one that holds it.
-pub(crate) fn create_dir_durably(path: &Path) -> io::Result<()> {
+/// Writes a file that its owner alone may read: whole and durable, or not at all.
+///
+/// # Errors
+/// The system's.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole(path, bytes, Some(0o600))
+}
+
+/// Makes a folder and those above it, for its owner alone, each durable in the one that holds it.
+///
+/// # Errors
+/// The system's.
+pub fn create_private_dir(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
@@ -142,7 +153,7 @@ pub(crate) fn create_dir_durably(path: &Path) -> io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    create_dir_durably(parent)?;
+    create_private_dir(parent)?;
     let mut builder = std::fs::DirBuilder::new();
     // The log tells who asked what: it is nobody else's business.
     #[cfg(unix)]

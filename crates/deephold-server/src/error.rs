@@ -18,9 +18,12 @@ pub enum ServerError {
     },
     /// Plain HTTP beyond this machine.
     #[error(
-        "{0} is reached by other machines, and this server speaks plain HTTP: keys and prompts would be readable on the way; bind to 127.0.0.1, or put a proxy with TLS before it and say --insecure-http"
+        "{0} is reached by other machines, and this server speaks plain HTTP: keys and prompts would be readable on the way; say --tls, or put a proxy with TLS before it and say --insecure-http"
     )]
     Plaintext(std::net::SocketAddr),
+    /// Certificates and keys that do not fit.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -46,7 +49,7 @@ impl ServerError {
         match self {
             Self::Audit(e) => e.code(),
             Self::State(e) => e.code(),
-            Self::Plaintext(_) => ErrorCode::InvalidInput,
+            Self::Plaintext(_) | Self::Tls(_) => ErrorCode::InvalidInput,
             Self::Bind { .. } | Self::Io { .. } | Self::Random => ErrorCode::Io,
         }
     }

@@ -17,10 +17,12 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 use crate::backends::{Hosted, HostedModel, Models};
 use crate::metrics::Metrics;
 use crate::record::AuditPolicy;
+use crate::tls::{Tls, TlsFiles};
 use crate::{ServerError, admin, routes};
 
 /// How the server listens and what it bounds.
@@ -28,6 +30,8 @@ use crate::{ServerError, admin, routes};
 pub struct ServerConfig {
     /// Where; port 0 takes any.
     pub bind: SocketAddr,
+    /// TLS 1.3; none for plain HTTP, which only this machine should speak.
+    pub tls: Option<TlsFiles>,
     /// Plain HTTP although other machines reach the address.
     pub insecure_http: bool,
     /// How much the audit log keeps.
@@ -52,6 +56,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             bind: SocketAddr::from(([127, 0, 0, 1], 8000)),
+            tls: None,
             insecure_http: false,
             policy: AuditPolicy::Full,
             connections: 1024,
@@ -96,6 +101,7 @@ impl App {
 pub struct Server {
     app: Arc<App>,
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     /// Where commands reach it.
     admin: Option<tokio::net::UnixListener>,
 }
@@ -112,11 +118,12 @@ impl Server {
         models: Vec<HostedModel>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ServerError> {
-        if !config.bind.ip().is_loopback() && !config.insecure_http {
+        if config.tls.is_none() && !config.bind.ip().is_loopback() && !config.insecure_http {
             return Err(ServerError::Plaintext(config.bind));
         }
         let bind = |source| ServerError::Bind { address: config.bind.to_string(), source };
         let listener = TcpListener::bind(config.bind).await.map_err(bind)?;
+        let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new());
         let now_s = clock.unix_time().as_secs();
         let hosted: Vec<Hosted> =
@@ -139,14 +146,26 @@ impl Server {
         let warm = tokio::task::spawn_blocking(move || warm_up(&warming.models));
         warm.await.map_err(|e| ServerError::Io { action: "warm up", source: std::io::Error::other(e) })??;
         let admin = app.limits.admin_socket.as_deref().map(admin::listen).transpose()?;
-        let server = Self { app, listener, admin };
+        let server = Self { app, listener, tls, admin };
         note(&server.app, server.address(), "start").await?;
         Ok(server)
+    }
+
+    /// Whether clients must speak TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.listener.local_addr().unwrap_or(self.app.limits.bind)
+    }
+
+    /// What loads changed certificates: call it after a signal with `true`, and now and then with `false`. Connections go on
+    /// with what they began with.
+    pub fn tls_reloader(&self) -> impl Fn(bool) -> Result<bool, ServerError> + Send + Sync + use<> {
+        let tls = self.tls.clone();
+        move |always| tls.as_ref().map_or(Ok(false), |tls| tls.reload(always))
     }
 
     /// Serves until `stop` resolves; then takes nothing new, lets requests end within the drain's time, and ends the rest.
@@ -189,12 +208,24 @@ impl Server {
             // Tokens go out one by one: waiting to fill a packet would hold them back.
             let _ = socket.set_nodelay(true);
             let service = TowerToHyperService::new(router.clone());
-            let connection = builder.serve_connection(TokioIo::new(socket), service).into_owned();
-            let connection = graceful.watch(connection);
+            let (builder, watcher) = (builder.clone(), graceful.watcher());
+            let tls = self.tls.as_ref().map(|tls| TlsAcceptor::from(tls.current()));
             tokio::spawn(async move {
-                // A peer that breaks off is no failure of ours.
-                let _ = connection.await;
-                drop(place);
+                let _place = place;
+                // A peer that breaks off, or speaks no TLS 1.3, is no failure of ours.
+                match tls {
+                    None => {
+                        let connection = builder.serve_connection(TokioIo::new(socket), service).into_owned();
+                        let _ = watcher.watch(connection).await;
+                    }
+                    Some(tls) => {
+                        let Ok(Ok(stream)) = tokio::time::timeout(head_time, tls.accept(socket)).await else {
+                            return;
+                        };
+                        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+                        let _ = watcher.watch(connection).await;
+                    }
+                }
             });
         }
 
@@ -221,7 +252,7 @@ async fn note(app: &App, address: SocketAddr, what: &'static str) -> Result<(), 
         app.models.all().iter().map(|m| json!({ "name": m.name, "facts": m.facts })).collect();
     let data = json!({
         "event": what, "program": env!("CARGO_PKG_VERSION"), "address": address.to_string(),
-        "models": models, "insecure_http": app.limits.insecure_http,
+        "models": models, "tls": app.limits.tls.is_some(), "insecure_http": app.limits.insecure_http,
         "policy": format!("{:?}", app.policy).to_lowercase(),
     });
     let (answer, written) = tokio::sync::oneshot::channel();

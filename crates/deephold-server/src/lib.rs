@@ -19,9 +19,11 @@ mod http;
 mod metrics;
 mod record;
 mod routes;
+mod tls;
 
 pub use backends::{HostedModel, ModelFacts};
 pub use error::ServerError;
 pub use http::{Server, ServerConfig};
 pub use record::AuditPolicy;
 pub use routes::paths;
+pub use tls::{TlsFiles, local_certificate};

@@ -81,8 +81,23 @@ pub(crate) struct ServeArgs {
     /// Address and port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
     pub(crate) bind: std::net::SocketAddr,
-    /// Speak plain HTTP although other machines reach the address; recorded in the audit log
+    /// Speak TLS 1.3 also to this machine; to others it always is
     #[arg(long)]
+    pub(crate) tls: bool,
+    /// A certificate of the site (PEM, with those between it and its authority) [default: one of a local authority]
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// A name or address that clients use, for the local certificate; again for several
+    #[arg(long = "tls-name", value_name = "NAME")]
+    pub(crate) tls_names: Vec<String>,
+    /// Clients must show a certificate of one of these authorities (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    /// Speak plain HTTP although other machines reach the address; recorded in the audit log
+    #[arg(long, conflicts_with = "tls")]
     pub(crate) insecure_http: bool,
     /// What the audit log keeps of prompts and answers
     #[arg(long, value_enum, default_value_t = AuditPolicyArg::Full)]

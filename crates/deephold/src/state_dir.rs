@@ -4,6 +4,7 @@
 //! state.db      keys (SQLite)
 //! audit/        the audit log
 //! keys/         its signing key and public key
+//! tls/          a local authority, its certificate for the server, their keys
 //! admin.sock    where commands reach a running server
 //! ```
 
@@ -45,6 +46,10 @@ impl StateDir {
 
     pub(crate) fn public_key(&self) -> PathBuf {
         self.0.join("keys/audit.pub")
+    }
+
+    pub(crate) fn tls_dir(&self) -> PathBuf {
+        self.0.join("tls")
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use deephold_base::{Clock, SystemClock};
 use deephold_engine::Machine;
 use deephold_server::admin::{AdminAnswer, AdminRequest, execute};
-use deephold_server::{AuditPolicy, HostedModel, ModelFacts, Server, ServerConfig};
+use deephold_server::{
+    AuditPolicy, HostedModel, ModelFacts, Server, ServerConfig, TlsFiles, local_certificate,
+};
 use deephold_state::{Keys, Role, SqliteStore};
 use deephold_tokenizer::{ChatFormat, TokenizerError};
 use deephold_weights::{Checkpoint, verify};
@@ -30,8 +32,11 @@ pub(crate) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let hosted = models.iter().map(|(name, path)| host(name, Path::new(path), &machine, args));
     let hosted: Vec<HostedModel> = hosted.collect::<Result<_>>()?;
     let first_key = first_key(&store, &log, &*clock)?;
+    let tls = tls(args, &state, &*clock)?;
+    let authority = tls.as_ref().filter(|_| args.tls_cert.is_none()).map(|_| state.tls_dir().join("ca.pem"));
     let config = ServerConfig {
         bind: args.bind,
+        tls,
         insecure_http: args.insecure_http,
         policy: match args.audit_policy {
             AuditPolicyArg::Full => AuditPolicy::Full,
@@ -44,10 +49,56 @@ pub(crate) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = Server::start(config, Arc::new(store), log, hosted, clock).await?;
-        welcome(&server, &models[0].0, first_key.as_deref());
+        welcome(&server, args, &models[0].0, first_key.as_deref(), authority.as_deref());
+        watch_certificates(&server);
         server.serve(stopped()).await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Certificates where the server speaks TLS: given ones, or a local authority's.
+fn tls(args: &ServeArgs, state: &StateDir, clock: &dyn Clock) -> Result<Option<TlsFiles>> {
+    let wanted = args.tls || args.tls_cert.is_some() || args.tls_client_ca.is_some();
+    if !wanted && (args.bind.ip().is_loopback() || args.insecure_http) {
+        return Ok(None);
+    }
+    let files = match (&args.tls_cert, &args.tls_key) {
+        (Some(certificate), Some(key)) => {
+            TlsFiles { certificate: certificate.clone(), key: key.clone(), client_authority: None }
+        }
+        _ => {
+            let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+            let ip = args.bind.ip();
+            if !ip.is_unspecified() {
+                names.push(ip.to_string());
+            }
+            names.extend(args.tls_names.iter().cloned());
+            names.sort();
+            names.dedup();
+            local_certificate(&state.tls_dir(), &names, clock.unix_time())?
+        }
+    };
+    Ok(Some(TlsFiles { client_authority: args.tls_client_ca.clone(), ..files }))
+}
+
+/// Loads certificates anew after SIGHUP, or within a few seconds of a change.
+fn watch_certificates(server: &Server) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let reload = server.tls_reloader();
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    tokio::spawn(async move {
+        loop {
+            let always = tokio::select! {
+                _ = hangup.recv() => true,
+                () = tokio::time::sleep(Duration::from_secs(2)) => false,
+            };
+            match reload(always) {
+                Ok(true) => eprintln!("certificates loaded anew"),
+                Ok(false) => {}
+                Err(e) => eprintln!("the old certificates stay in use: {e}"),
+            }
+        }
+    });
 }
 
 /// `PATH` or `NAME=PATH`; a path alone is called by its last part.
@@ -136,9 +187,23 @@ fn first_key(
 }
 
 /// What to do next, in lines that work when pasted.
-fn welcome(server: &Server, model: &str, key: Option<&str>) {
-    let base = format!("http://{}", server.address());
+fn welcome(server: &Server, args: &ServeArgs, model: &str, key: Option<&str>, authority: Option<&Path>) {
+    let is_tls = server.speaks_tls();
+    let host = match server.address() {
+        // The address of all interfaces is no place to connect to; this machine's own name always is in the certificate.
+        address if address.ip().is_unspecified() => format!("localhost:{}", address.port()),
+        address => address.to_string(),
+    };
+    let base = format!("{}://{host}", if is_tls { "https" } else { "http" });
     println!("deephold serves `{model}` at {base}");
+    if let Some(name) = args.tls_names.first() {
+        println!("clients reach it as https://{name}:{}", server.address().port());
+    }
+    let trust = authority.map_or_else(String::new, |file| {
+        println!("clients trust the authority in {}", file.display());
+        format!("--cacert {} ", file.display())
+    });
+    let environment = authority.map_or_else(String::new, |file| format!("SSL_CERT_FILE={} ", file.display()));
     let shown = match key {
         Some(key) => {
             println!("admin key, shown this once:\n  {key}");
@@ -151,12 +216,12 @@ fn welcome(server: &Server, model: &str, key: Option<&str>) {
     let body =
         format!(r#"{{"model": "{model}", "messages": [{{"role": "user", "content": "{question}"}}]}}"#);
     println!(
-        r#"  curl -sS {base}/v1/chat/completions -H "Authorization: Bearer {shown}" -H "Content-Type: application/json" -d '{body}'"#
+        r#"  curl -sS {trust}{base}/v1/chat/completions -H "Authorization: Bearer {shown}" -H "Content-Type: application/json" -d '{body}'"#
     );
     println!("or with the openai package:");
     let messages = format!(r#"messages=[{{"role": "user", "content": "{question}"}}]"#);
     println!(
-        r#"  python3 -c 'import openai; c = openai.OpenAI(base_url="{base}/v1", api_key="{shown}"); print(c.chat.completions.create(model="{model}", {messages}).choices[0].message.content)'"#
+        r#"  {environment}python3 -c 'import openai; c = openai.OpenAI(base_url="{base}/v1", api_key="{shown}"); print(c.chat.completions.create(model="{model}", {messages}).choices[0].message.content)'"#
     );
     println!("more keys: deephold key create --owner NAME; Ctrl-C stops");
 }

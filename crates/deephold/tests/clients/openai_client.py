@@ -53,7 +53,7 @@ for error, call in [
     (openai.BadRequestError, lambda: client.completions.create(model=model, prompt="x", temperature=7)),
     (openai.BadRequestError, lambda: client.completions.create(model=model, prompt="word " * 100_000)),
     (openai.AuthenticationError, lambda: client.with_options(api_key="dh_wrong").completions.create(model=model, prompt="x")),
-    (openai.APITimeoutError, lambda: client.with_options(timeout=0.0001).completions.create(model=model, prompt="x")),
+    (openai.APITimeoutError, lambda: client.with_options(timeout=0.001).completions.create(model=model, prompt="x", max_tokens=400, n=8, logit_bias={"0": -100, "1": -100, "2": -100})),
 ]:
     try:
         call()
