@@ -21,6 +21,9 @@ pub enum ServerError {
         "{0} is reached by other machines, and this server speaks plain HTTP: keys and prompts would be readable on the way; say --tls, or put a proxy with TLS before it and say --insecure-http"
     )]
     Plaintext(std::net::SocketAddr),
+    /// A record from which nothing can be computed again.
+    #[error("the record {0}")]
+    Record(String),
     /// Certificates and keys that do not fit.
     #[error("TLS: {0}")]
     Tls(String),
@@ -49,7 +52,7 @@ impl ServerError {
         match self {
             Self::Audit(e) => e.code(),
             Self::State(e) => e.code(),
-            Self::Plaintext(_) | Self::Tls(_) => ErrorCode::InvalidInput,
+            Self::Plaintext(_) | Self::Tls(_) | Self::Record(_) => ErrorCode::InvalidInput,
             Self::Bind { .. } | Self::Io { .. } | Self::Random => ErrorCode::Io,
         }
     }

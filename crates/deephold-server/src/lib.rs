@@ -4,7 +4,7 @@
 //! of a model, writes no SQL, and reads neither environment nor configuration files.
 //!
 //! A request walks: `http` (connection, limits) -> `routes` (one table) -> `access` (bearer -> principal) -> `api` (parse) ->
-//! `generation` (a [`generation::ValidRequest`], which cannot be bad) -> `backends` (our engine) -> `api` (write) ->
+//! `generation` (a `ValidRequest`, which cannot be bad) -> `backends` (our engine) -> `api` (write) ->
 //! `admission` (a permit is closed with its outcome: audit record and metrics come from that one place). The end of an answer is
 //! sent only after its record is acknowledged.
 
@@ -18,6 +18,7 @@ mod generation;
 mod http;
 mod metrics;
 mod record;
+mod replay;
 mod routes;
 mod tls;
 
@@ -25,5 +26,6 @@ pub use backends::{HostedModel, ModelFacts};
 pub use error::ServerError;
 pub use http::{Server, ServerConfig};
 pub use record::AuditPolicy;
+pub use replay::{Comparison, Recorded};
 pub use routes::paths;
 pub use tls::{TlsFiles, local_certificate};

@@ -38,7 +38,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// SHA-256 over ids, four bytes each, little endian.
-fn ids_sha256(ids: &[TokenId]) -> String {
+pub(crate) fn ids_sha256(ids: &[TokenId]) -> String {
     let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
     sha256(&bytes)
 }
@@ -59,7 +59,7 @@ fn kept(policy: AuditPolicy, ids: &[TokenId], texts: &[(&str, &str)]) -> Value {
     out
 }
 
-fn params(p: &SamplingParams, stops: &[String]) -> Value {
+pub(crate) fn params(p: &SamplingParams, stops: &[String]) -> Value {
     json!({
         "n": p.n, "seed": p.seed, "max_tokens": p.max_tokens, "min_tokens": p.min_tokens,
         "temperature": p.temperature, "top_p": p.top_p, "top_k": p.top_k, "min_p": p.min_p,

@@ -63,6 +63,8 @@ pub(crate) enum AuditCommand {
     Verify(AuditVerifyArgs),
     /// Show the newest records
     Show(AuditShowArgs),
+    /// Compute a recorded answer again and compare
+    Replay(AuditReplayArgs),
 }
 
 /// Where the server keeps keys, audit log and signing key.
@@ -197,6 +199,30 @@ pub(crate) struct AuditShowArgs {
     pub(crate) kind: Option<String>,
 }
 
+#[derive(Args)]
+pub(crate) struct AuditReplayArgs {
+    /// The record: its number, or the request's id as the client got it
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// The model that answered: Hugging Face folder or .gguf file [default: the guide, where the guide answered]
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<PathBuf>,
+    /// The request's body as it was sent, where the record keeps digests alone; `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) request: Option<PathBuf>,
+    /// Threads that compute [default: all that this process may use]
+    #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) threads: usize,
+    /// Instruction set [default: the record's, where this processor runs it]
+    #[arg(long, value_name = "ISA")]
+    pub(crate) isa: Option<Isa>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
 #[derive(Subcommand)]
 pub(crate) enum ModelCommand {
     /// Show architecture, sizes, formats, tokenizer, template, licence and what is unsupported
@@ -245,6 +271,11 @@ pub(crate) struct EngineArgs {
 pub(crate) enum CacheType {
     F16,
     F32,
+}
+
+/// What an argument's value is called.
+pub(crate) fn value_name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
 }
 
 impl From<CacheType> for CacheDType {

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Key(command) => commands::key::run(&command),
         Command::Audit(AuditCommand::Verify(args)) => commands::audit::verify(&args),
         Command::Audit(AuditCommand::Show(args)) => commands::audit::show(&args),
+        Command::Audit(AuditCommand::Replay(args)) => commands::replay::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
     };
     match result {

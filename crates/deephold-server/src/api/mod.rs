@@ -1,7 +1,7 @@
 //! One folder an API: from the wire's JSON to a valid request, and from deltas to the wire.
 
 pub(crate) mod error;
-mod fields;
+pub(crate) mod fields;
 pub(crate) mod openai;
 pub(crate) mod ops;
 pub(crate) mod sse;

@@ -27,7 +27,8 @@ pub struct HostedModel {
 }
 
 /// What identifies a model and how it is computed: enough to compute an answer again.
-#[derive(Clone, Debug, Default, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct ModelFacts {
     /// SHA-256 over its files, `sha256:…`.
     pub digest: String,
@@ -43,6 +44,10 @@ pub struct ModelFacts {
     pub isa: String,
     /// How the cache stores entries.
     pub cache_type: String,
+    /// What matrices were quantized to while loading.
+    pub load_as: Option<String>,
+    /// Tokens of prompt and answer together at most.
+    pub context: usize,
 }
 
 /// A model that answers.
@@ -74,13 +79,14 @@ impl Hosted {
         let observer = Box::new(move |step: &StepOutput| seen.step(&name, step));
         let engine = EngineHandle::spawn_observed(model.core, observer)
             .map_err(|source| ServerError::Io { action: "start an engine's thread", source })?;
+        let facts = ModelFacts { context: max_model_len, ..model.facts };
         Ok(Self {
             name: model.name,
             engine,
             tokenizer: model.tokenizer,
             chat: model.chat,
             defaults: model.defaults,
-            facts: model.facts,
+            facts,
             max_model_len,
             max_waiting,
             created_s,

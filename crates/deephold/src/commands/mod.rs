@@ -10,6 +10,7 @@ pub(crate) mod inspect;
 pub(crate) mod key;
 pub(crate) mod perplexity;
 pub(crate) mod quantize;
+pub(crate) mod replay;
 pub(crate) mod serve;
 pub(crate) mod verify;
 

@@ -17,7 +17,7 @@ use deephold_tokenizer::{ChatFormat, TokenizerError};
 use deephold_weights::{Checkpoint, verify};
 
 use crate::answer::recommended;
-use crate::cli::{AuditPolicyArg, CacheType, ServeArgs};
+use crate::cli::{AuditPolicyArg, ServeArgs, value_name};
 use crate::fail::invalid;
 use crate::loaded::{load_checkpoint, machine, open};
 use crate::state_dir::StateDir;
@@ -155,10 +155,8 @@ fn facts(checkpoint: &Checkpoint, machine: &Machine, args: &ServeArgs) -> Result
         digest,
         template: checkpoint.chat_template().map(|t| verify::text_digest(&t)),
         isa: machine.ops().isa().name().to_owned(),
-        cache_type: match args.engine.cache_type {
-            CacheType::F16 => "f16".to_owned(),
-            CacheType::F32 => "f32".to_owned(),
-        },
+        cache_type: value_name(&args.engine.cache_type),
+        load_as: args.engine.load_as.as_ref().map(value_name),
         ..ModelFacts::default()
     })
 }

@@ -2,7 +2,8 @@
 
 use axum::body::Body;
 use axum::http::Response;
-use deephold_tokenizer::RenderOptions;
+use deephold_base::TokenId;
+use deephold_tokenizer::{ChatFormat, RenderOptions, Tokenizer};
 use serde_json::{Value, json};
 
 use super::params::{self, Fields};
@@ -32,11 +33,7 @@ const NOT_YET: [&str; 12] = [
 pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
     let mut fields = Fields::of_body(params::json(&call.body)?)?;
     let model = params::model(&call, &mut fields)?;
-    let format = model.chat.as_ref().ok_or_else(|| {
-        let hint = "need a chat template, which this model lacks; use /v1/completions";
-        ApiError::unsupported("messages", hint)
-    })?;
-    let messages = messages(&mut fields)?;
+    let (text, prompt) = prompt(&mut fields, &model.tokenizer, model.chat.as_ref())?;
     let streaming = params::streaming(&mut fields)?;
     let mut sampling = params::sampling(&mut fields, &model)?;
     if let Some(max) = fields.integer("max_tokens", 1, i64::from(u32::MAX))? {
@@ -63,11 +60,25 @@ pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
         fields.only(field, &[], "is not offered yet")?;
     }
     fields.finish()?;
-    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-    let text = format.render(&messages, &options)?;
-    let prompt = model.tokenizer.encode(&text)?;
     let request = ValidRequest { model, prompt, chat_prompt: Some(text), params: sampling, stops, timeout };
     answer(call, request, streaming, Kind::Chat).await
+}
+
+/// `messages` as the model reads them: text and ids.
+pub(crate) fn prompt(
+    fields: &mut Fields,
+    tokenizer: &Tokenizer,
+    chat: Option<&ChatFormat>,
+) -> ApiResult<(String, Vec<TokenId>)> {
+    let format = chat.ok_or_else(|| {
+        let hint = "need a chat template, which this model lacks; use /v1/completions";
+        ApiError::unsupported("messages", hint)
+    })?;
+    let messages = messages(fields)?;
+    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    let text = format.render(&messages, &options)?;
+    let ids = tokenizer.encode(&text)?;
+    Ok((text, ids))
 }
 
 /// Messages as templates take them: roles are known, content is text or parts of text.

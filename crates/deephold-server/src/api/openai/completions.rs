@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::http::Response;
 use deephold_base::TokenId;
+use deephold_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use super::params::{self, Fields};
@@ -17,12 +18,7 @@ const MAX_TOKENS: usize = 16;
 pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
     let mut fields = Fields::of_body(params::json(&call.body)?)?;
     let model = params::model(&call, &mut fields)?;
-    let prompt = match fields.take("prompt") {
-        Some(Value::String(text)) => model.tokenizer.encode_prompt(&text)?,
-        Some(Value::Array(ids)) => token_ids(&ids)?,
-        Some(_) => return Err(ApiError::param("prompt", "must be a text or a list of token ids")),
-        None => return Err(ApiError::param("prompt", "is missing")),
-    };
+    let prompt = prompt(&mut fields, &model.tokenizer)?;
     let streaming = params::streaming(&mut fields)?;
     let mut sampling = params::sampling(&mut fields, &model)?;
     sampling.max_tokens = MAX_TOKENS;
@@ -41,6 +37,16 @@ pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
     fields.finish()?;
     let request = ValidRequest { model, prompt, chat_prompt: None, params: sampling, stops, timeout };
     answer(call, request, streaming, Kind::Completion).await
+}
+
+/// `prompt` as ids.
+pub(crate) fn prompt(fields: &mut Fields, tokenizer: &Tokenizer) -> ApiResult<Vec<TokenId>> {
+    match fields.take("prompt") {
+        Some(Value::String(text)) => Ok(tokenizer.encode_prompt(&text)?),
+        Some(Value::Array(ids)) => token_ids(&ids),
+        Some(_) => Err(ApiError::param("prompt", "must be a text or a list of token ids")),
+        None => Err(ApiError::param("prompt", "is missing")),
+    }
 }
 
 fn token_ids(ids: &[Value]) -> ApiResult<Vec<TokenId>> {

@@ -1,0 +1,238 @@
+//! A record of an answer, read again: what was asked, so that it can be computed once more, and whether the same came out.
+
+use deephold_base::TokenId;
+use deephold_engine::SamplingParams;
+use deephold_tokenizer::{ChatFormat, Tokenizer};
+use serde_json::Value;
+
+use crate::ServerError;
+use crate::api::fields::Fields;
+use crate::api::openai::{chat, completions};
+use crate::backends::ModelFacts;
+use crate::record::ids_sha256;
+
+/// What a record of kind `request` says.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// As its client got it.
+    pub request_id: String,
+    /// What the model was called.
+    pub model: String,
+    /// The version of the program that answered.
+    pub program: String,
+    /// The model and how it was computed.
+    pub facts: ModelFacts,
+    endpoint: String,
+    params: SamplingParams,
+    prompt: Ids,
+    answers: Vec<Ids>,
+}
+
+/// One answer, compared.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Comparison {
+    /// Tokens in the record.
+    pub tokens: usize,
+    /// Whether they are the same.
+    pub same: bool,
+    /// Where the first other token stands, if the record keeps tokens.
+    pub differs_at: Option<usize>,
+}
+
+/// Ids as a record keeps them: whole, or their digest.
+#[derive(Clone, Debug)]
+struct Ids {
+    count: usize,
+    sha256: String,
+    ids: Option<Vec<TokenId>>,
+}
+
+fn wrong(what: impl Into<String>) -> ServerError {
+    ServerError::Record(what.into())
+}
+
+impl Ids {
+    fn parse(value: &Value) -> Option<Self> {
+        let one = |id: &Value| TokenId::try_from(id.as_u64()?).ok();
+        let ids = match value.get("ids") {
+            None => None,
+            Some(list) => Some(list.as_array()?.iter().map(one).collect::<Option<Vec<_>>>()?),
+        };
+        let count = usize::try_from(value.get("tokens")?.as_u64()?).ok()?;
+        let sha256 = value.get("ids_sha256")?.as_str()?.to_owned();
+        let consistent = ids.as_ref().is_none_or(|ids| ids.len() == count && ids_sha256(ids) == sha256);
+        consistent.then_some(Self { count, sha256, ids })
+    }
+
+    fn compare(&self, got: &[TokenId]) -> Comparison {
+        // The run may go on where a stop string, a deadline or the reader ended the recorded answer.
+        let got = &got[..got.len().min(self.count)];
+        let same = got.len() == self.count && ids_sha256(got) == self.sha256;
+        let first_other =
+            |ids: &Vec<TokenId>| ids.iter().zip(got).position(|(a, b)| a != b).unwrap_or(got.len());
+        let differs_at = self.ids.as_ref().filter(|_| !same).map(first_other);
+        Comparison { tokens: self.count, same, differs_at }
+    }
+}
+
+impl Recorded {
+    /// From a record's `data`.
+    ///
+    /// # Errors
+    /// It is no record of an answer.
+    pub fn parse(data: &Value) -> Result<Self, ServerError> {
+        let text = |name: &str| {
+            let text = data.get(name).and_then(Value::as_str);
+            text.map(str::to_owned).ok_or_else(|| wrong(format!("has no `{name}`")))
+        };
+        let part = |name: &'static str| data.get(name).ok_or_else(|| wrong(format!("has no `{name}`")));
+        let facts = serde_json::from_value(part("facts")?.clone())
+            .map_err(|e| wrong(format!("has `facts` that cannot be read: {e}")))?;
+        let prompt =
+            Ids::parse(part("prompt")?).ok_or_else(|| wrong("has a `prompt` that cannot be read"))?;
+        let answers = part("answers")?.as_array().and_then(|a| a.iter().map(Ids::parse).collect());
+        let answers: Vec<Ids> = answers.ok_or_else(|| wrong("has `answers` that cannot be read"))?;
+        let params = params(part("params")?).filter(|p| p.n == answers.len());
+        Ok(Self {
+            request_id: text("request_id")?,
+            model: text("model")?,
+            program: text("program")?,
+            endpoint: text("endpoint")?,
+            facts,
+            params: params.ok_or_else(|| wrong("has `params` that cannot be read"))?,
+            prompt,
+            answers,
+        })
+    }
+
+    /// The prompt's ids: the record's own, or those of `request`, the body as it was sent.
+    ///
+    /// # Errors
+    /// The record keeps digests alone and no body is given, the body cannot be read, or it is not the one that was answered.
+    pub fn prompt(
+        &self,
+        request: Option<&[u8]>,
+        tokenizer: &Tokenizer,
+        chat: Option<&ChatFormat>,
+    ) -> Result<Vec<TokenId>, ServerError> {
+        let ids = match (request, &self.prompt.ids) {
+            (None, Some(ids)) => return Ok(ids.clone()),
+            (None, None) => {
+                return Err(wrong("keeps digests of its prompt alone; give the body as it was sent"));
+            }
+            (Some(body), _) => {
+                let body =
+                    serde_json::from_slice(body).map_err(|e| wrong(format!("needs a body in JSON: {e}")))?;
+                let read = Fields::of_body(body).and_then(|mut fields| match self.endpoint.as_str() {
+                    "/v1/completions" => completions::prompt(&mut fields, tokenizer),
+                    _ => Ok(chat::prompt(&mut fields, tokenizer, chat)?.1),
+                });
+                read.map_err(|e| wrong(format!("needs another body: {}", e.message)))?
+            }
+        };
+        if ids_sha256(&ids) == self.prompt.sha256 {
+            Ok(ids)
+        } else {
+            Err(wrong("is of another request: the body gives a prompt with another digest"))
+        }
+    }
+
+    /// The parameters, with as many tokens as the longest recorded answer has.
+    ///
+    /// # Errors
+    /// No token was answered.
+    pub fn params(&self) -> Result<SamplingParams, ServerError> {
+        match self.answers.iter().map(|a| a.count).max() {
+            None | Some(0) => Err(wrong("has no answer: its request ended before the first token")),
+            Some(max_tokens) => Ok(SamplingParams { max_tokens, ..self.params.clone() }),
+        }
+    }
+
+    /// Each answer against what came now.
+    pub fn compare(&self, answers: &[Vec<TokenId>]) -> Vec<Comparison> {
+        let nothing = Vec::new();
+        let all = answers.iter().chain(std::iter::repeat(&nothing));
+        self.answers.iter().zip(all).map(|(recorded, got)| recorded.compare(got)).collect()
+    }
+}
+
+/// The reverse of what a record writes; `None` where it is not that.
+fn params(value: &Value) -> Option<SamplingParams> {
+    let field = |name: &str| value.get(name).filter(|v| !v.is_null());
+    let count = |name: &str| field(name).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+    let number = |name: &str| field(name).and_then(Value::as_f64).map(|x| x as f32);
+    let id = |v: &Value| TokenId::try_from(v.as_u64()?).ok();
+    let pair = |v: &Value| match v.as_array()?.as_slice() {
+        [token, bias] => Some((id(token)?, bias.as_f64()? as f32)),
+        _ => None,
+    };
+    Some(SamplingParams {
+        max_tokens: count("max_tokens")?,
+        min_tokens: count("min_tokens")?,
+        temperature: number("temperature")?,
+        top_k: count("top_k")?,
+        top_p: number("top_p")?,
+        min_p: number("min_p")?,
+        repetition_penalty: number("repetition_penalty")?,
+        presence_penalty: number("presence_penalty")?,
+        frequency_penalty: number("frequency_penalty")?,
+        logit_bias: field("logit_bias")?.as_array()?.iter().map(pair).collect::<Option<_>>()?,
+        seed: field("seed").and_then(Value::as_u64),
+        stop_token_ids: field("stop_token_ids")?.as_array()?.iter().map(id).collect::<Option<_>>()?,
+        ignore_eos: field("ignore_eos")?.as_bool()?,
+        logprobs: None,
+        n: count("n")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn record() -> Value {
+        let ids = |ids: &[TokenId]| json!({ "tokens": ids.len(), "ids_sha256": ids_sha256(ids), "ids": ids });
+        json!({
+            "request_id": "r-1", "model": "m", "program": "0.1.0", "endpoint": "/v1/completions",
+            "facts": { "digest": "sha256:0" }, "prompt": ids(&[1, 2]), "answers": [ids(&[5, 6, 7])],
+            "params": crate::record::params(&SamplingParams {
+                temperature: 0.6, top_p: 0.95, seed: Some(u64::MAX), logit_bias: vec![(3, -1.5)],
+                stop_token_ids: vec![9], ..SamplingParams::default()
+            }, &[]),
+        })
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let recorded = Recorded::parse(&record()).expect("a record");
+        let params = recorded.params().expect("parameters");
+        assert_eq!((params.temperature, params.top_p, params.seed), (0.6, 0.95, Some(u64::MAX)));
+        assert_eq!(
+            (params.logit_bias, params.stop_token_ids, params.max_tokens),
+            (vec![(3, -1.5)], vec![9], 3)
+        );
+        let compare = |ids: &[TokenId]| recorded.compare(&[ids.to_vec()]).remove(0);
+        assert_eq!(compare(&[5, 6, 7, 8]), Comparison { tokens: 3, same: true, differs_at: None });
+        assert_eq!(compare(&[5, 9, 7]), Comparison { tokens: 3, same: false, differs_at: Some(1) });
+        assert_eq!(compare(&[5, 6]), Comparison { tokens: 3, same: false, differs_at: Some(2) });
+        assert_eq!(recorded.compare(&[])[0].differs_at, Some(0));
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() {
+        for (path, value) in [
+            ("/answers/0/ids/1", json!(8)),
+            ("/answers/0/tokens", json!(-3)),
+            ("/prompt/ids_sha256", json!("")),
+            ("/params/n", json!(2)),
+            ("/params/logit_bias", json!([[3]])),
+            ("/facts", json!(3)),
+            ("/model", json!(1)),
+        ] {
+            let mut data = record();
+            *data.pointer_mut(path).expect("a field") = value;
+            assert!(Recorded::parse(&data).is_err(), "{path}");
+        }
+    }
+}
