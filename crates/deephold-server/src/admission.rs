@@ -2,8 +2,9 @@
 //! dropped unclosed, because its reader has gone, is recorded as aborted.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::access::Principal;
@@ -29,6 +30,31 @@ impl Outcome {
             Self::Aborted => "aborted",
         }
     }
+}
+
+/// Refuses what could not be recorded, before anything is computed for it: after a failure the log must first take a record that
+/// says so.
+///
+/// # Errors
+/// 503 as long as the log takes nothing.
+pub(crate) async fn recordable(app: &App) -> ApiResult<()> {
+    if !app.log_fails.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    append(app, "server", &json!({ "event": "log resumed" })).await
+}
+
+/// Writes a record and waits until it is durable.
+async fn append(app: &App, kind: &'static str, record: &Value) -> ApiResult<()> {
+    let (answer, answered) = oneshot::channel();
+    app.log.append_with(kind, record, Box::new(move |result| _ = answer.send(result.is_ok())));
+    let is_written = answered.await.unwrap_or(false);
+    app.log_fails.store(!is_written, Ordering::SeqCst);
+    if is_written {
+        return Ok(());
+    }
+    let message = "the audit log takes no records, so nothing is answered; its disk may be full";
+    Err(ApiError::unavailable("audit_unavailable", message))
 }
 
 /// The right to one answer, and the duty to record it.
@@ -71,21 +97,9 @@ impl Permit {
     pub(crate) async fn close(&mut self, outcome: Outcome) -> ApiResult<()> {
         let Some(record) = self.finished(outcome) else { return Ok(()) };
         let start = std::time::Instant::now();
-        let (answer, answered) = oneshot::channel();
-        self.app.log.append_with(
-            "request",
-            &record,
-            Box::new(move |result| _ = answer.send(result.map(drop))),
-        );
-        let written = answered.await;
+        let written = append(&self.app, "request", &record).await;
         self.app.metrics.audit(start.elapsed());
-        match written {
-            Ok(Ok(())) => Ok(()),
-            _ => Err(ApiError::unavailable(
-                "audit_unavailable",
-                "the audit log takes no records, so answers are withheld",
-            )),
-        }
+        written
     }
 
     fn finished(&mut self, outcome: Outcome) -> Option<Value> {
@@ -99,8 +113,10 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(record) = self.finished(Outcome::Aborted) {
-            // Nobody waits for it; a log that does not take it refuses the next request.
-            self.app.log.append_with("request", &record, Box::new(|_| {}));
+            // Nobody waits for it; where the log does not take it, the next request is refused.
+            let fails = Arc::clone(&self.app.log_fails);
+            let note = move |result: Result<_, _>| fails.store(result.is_err(), Ordering::SeqCst);
+            self.app.log.append_with("request", &record, Box::new(note));
         }
     }
 }

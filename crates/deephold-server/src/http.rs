@@ -79,6 +79,8 @@ pub(crate) struct App {
     pub(crate) policy: AuditPolicy,
     pub(crate) limits: ServerConfig,
     pub(crate) is_draining: AtomicBool,
+    /// The audit log did not take its last record.
+    pub(crate) log_fails: Arc<AtomicBool>,
     clock: Arc<dyn Clock>,
     /// Of this start, so that numbers of two starts differ.
     run: String,
@@ -124,7 +126,7 @@ impl Server {
         let bind = |source| ServerError::Bind { address: config.bind.to_string(), source };
         let listener = TcpListener::bind(config.bind).await.map_err(bind)?;
         let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::new(clock.unix_time()));
         let now_s = clock.unix_time().as_secs();
         let hosted: Vec<Hosted> =
             models.into_iter().map(|m| Hosted::start(m, &metrics, now_s)).collect::<Result<_, _>>()?;
@@ -138,6 +140,7 @@ impl Server {
             policy: config.policy,
             limits: config,
             is_draining: AtomicBool::new(false),
+            log_fails: Arc::default(),
             clock,
             run: deephold_audit::hex(&run),
             next_request: AtomicU64::new(1),

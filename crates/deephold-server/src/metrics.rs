@@ -1,6 +1,6 @@
 //! What Prometheus reads. Labels are bounded: models and routes are known at start, statuses are few.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use deephold_engine::StepOutput;
@@ -9,6 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::backends::Hosted;
@@ -25,6 +26,11 @@ fn seconds() -> Histogram {
     ])
 }
 
+/// Counts of tokens or sequences, in powers of two.
+fn counts() -> Histogram {
+    Histogram::new(std::iter::successors(Some(1.0), |n| Some(n * 2.0)).take(14))
+}
+
 /// All metrics of one server.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -35,6 +41,8 @@ pub(crate) struct Metrics {
     generation_tokens: Family<Labels, Counter>,
     steps: Family<Labels, Counter>,
     step_seconds: Seconds,
+    step_tokens: Times,
+    step_sequences: Times,
     ttft: Times,
     itl: Times,
     e2e: Times,
@@ -42,12 +50,19 @@ pub(crate) struct Metrics {
     audit: Histogram,
     running: Family<Labels, Gauge>,
     waiting: Family<Labels, Gauge>,
+    paused: Family<Labels, Gauge>,
     cache_usage: Family<Labels, Gauge<f64, AtomicU64>>,
+    prefix_queries: Family<Labels, Counter>,
+    prefix_hits: Family<Labels, Counter>,
+    preemptions: Family<Labels, Counter>,
+    evictions: Family<Labels, Counter>,
+    resident: Gauge,
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(started: Duration) -> Self {
         let times = || Times::new_with_constructor(seconds as fn() -> Histogram);
+        let sizes = || Times::new_with_constructor(counts as fn() -> Histogram);
         let mut out = Self {
             registry: Registry::default(),
             http_requests: Family::default(),
@@ -57,6 +72,8 @@ impl Metrics {
             generation_tokens: Family::default(),
             steps: Family::default(),
             step_seconds: Family::default(),
+            step_tokens: sizes(),
+            step_sequences: sizes(),
             ttft: times(),
             itl: times(),
             e2e: times(),
@@ -64,43 +81,105 @@ impl Metrics {
             audit: seconds(),
             running: Family::default(),
             waiting: Family::default(),
+            paused: Family::default(),
             cache_usage: Family::default(),
+            prefix_queries: Family::default(),
+            prefix_hits: Family::default(),
+            preemptions: Family::default(),
+            evictions: Family::default(),
+            resident: Gauge::default(),
         };
-        let r = &mut out.registry;
-        r.register("deephold_http_requests", "HTTP requests by route and status", out.http_requests.clone());
-        r.register("deephold_requests", "Requests for answers by model and outcome", out.requests.clone());
-        r.register("deephold_prompt_tokens", "Tokens of prompts", out.prompt_tokens.clone());
+        let mut r = Registry::default();
+        out.register(&mut r);
+        out.register_under_vllms_names(&mut r);
+        let build = vec![("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)];
+        r.register("deephold_build", "The program", Info::new(build));
+        let since = Gauge::<f64, AtomicU64>::default();
+        since.set(started.as_secs_f64());
+        let help = "When the program started, since 1970";
+        r.register_with_unit("process_start_time", help, Unit::Seconds, since);
+        let help = "Memory of the program that is in RAM";
+        r.register_with_unit("process_resident_memory", help, Unit::Bytes, out.resident.clone());
+        out.registry = r;
+        out
+    }
+
+    fn register(&self, r: &mut Registry) {
+        r.register("deephold_http_requests", "HTTP requests by route and status", self.http_requests.clone());
+        r.register("deephold_requests", "Requests for answers by model and outcome", self.requests.clone());
+        r.register("deephold_engine_step_seconds", "Time in steps of the engine", self.step_seconds.clone());
         r.register(
-            "deephold_cached_tokens",
-            "Tokens of prompts found in the prefix cache",
-            out.cached_tokens.clone(),
+            "deephold_cache_usage",
+            "Part of the cache's blocks in use, 0 to 1",
+            self.cache_usage.clone(),
         );
-        r.register("deephold_generation_tokens", "Tokens of answers", out.generation_tokens.clone());
-        r.register("deephold_engine_steps", "Steps of the engine", out.steps.clone());
-        r.register("deephold_engine_step_seconds", "Time in steps of the engine", out.step_seconds.clone());
+        let help = "Time until a record was durable";
+        r.register_with_unit("deephold_audit_latency", help, Unit::Seconds, self.audit.clone());
+        let counters = [
+            ("deephold_prompt_tokens", "Tokens of prompts", &self.prompt_tokens),
+            ("deephold_cached_tokens", "Tokens of prompts found in the prefix cache", &self.cached_tokens),
+            ("deephold_generation_tokens", "Tokens of answers", &self.generation_tokens),
+            ("deephold_engine_steps", "Steps of the engine", &self.steps),
+            ("deephold_prefix_queries", "Tokens looked for in the prefix cache", &self.prefix_queries),
+            ("deephold_prefix_hits", "Tokens found in the prefix cache", &self.prefix_hits),
+            ("deephold_preemptions", "Sequences that lost their blocks to others", &self.preemptions),
+            ("deephold_cache_evictions", "Cached blocks taken for other content", &self.evictions),
+        ];
+        for (name, help, family) in counters {
+            r.register(name, help, family.clone());
+        }
+        let sizes = [
+            ("deephold_step_tokens", "Tokens computed in one step", &self.step_tokens),
+            ("deephold_step_sequences", "Sequences that took part in one step", &self.step_sequences),
+        ];
+        for (name, help, family) in sizes {
+            r.register(name, help, family.clone());
+        }
         let times = [
-            ("deephold_time_to_first_token", "Time until the first token", &out.ttft),
-            ("deephold_inter_token_latency", "Time between two deliveries of an answer", &out.itl),
-            ("deephold_e2e_request_latency", "Time of whole requests", &out.e2e),
-            ("deephold_request_queue_time", "Time before a request first ran", &out.queue),
+            ("deephold_time_to_first_token", "Time until the first token", &self.ttft),
+            ("deephold_inter_token_latency", "Time between two deliveries of an answer", &self.itl),
+            ("deephold_e2e_request_latency", "Time of whole requests", &self.e2e),
+            ("deephold_request_queue_time", "Time before a request first ran", &self.queue),
         ];
         for (name, help, family) in times {
             r.register_with_unit(name, help, Unit::Seconds, family.clone());
         }
-        r.register_with_unit(
-            "deephold_audit_latency",
-            "Time until a record was durable",
-            Unit::Seconds,
-            out.audit.clone(),
-        );
-        r.register("deephold_requests_running", "Sequences that compute", out.running.clone());
-        r.register("deephold_requests_waiting", "Sequences that wait", out.waiting.clone());
-        r.register(
-            "deephold_cache_usage",
-            "Part of the cache's blocks in use, 0 to 1",
-            out.cache_usage.clone(),
-        );
-        out
+        let gauges = [
+            ("deephold_requests_running", "Sequences that compute", &self.running),
+            ("deephold_requests_waiting", "Sequences that wait", &self.waiting),
+            ("deephold_requests_paused", "Sequences whose readers are slow", &self.paused),
+        ];
+        for (name, help, family) in gauges {
+            r.register(name, help, family.clone());
+        }
+    }
+
+    /// The same values as vLLM's dashboards and autoscalers look for them (docs.vllm.ai, "Production Metrics").
+    fn register_under_vllms_names(&self, r: &mut Registry) {
+        let help = "As vLLM calls it";
+        for (name, family) in
+            [("vllm:num_requests_running", &self.running), ("vllm:num_requests_waiting", &self.waiting)]
+        {
+            r.register(name, help, family.clone());
+        }
+        for (name, family) in [
+            ("vllm:prompt_tokens", &self.prompt_tokens),
+            ("vllm:generation_tokens", &self.generation_tokens),
+            ("vllm:num_preemptions", &self.preemptions),
+            ("vllm:prefix_cache_queries", &self.prefix_queries),
+            ("vllm:prefix_cache_hits", &self.prefix_hits),
+        ] {
+            r.register(name, help, family.clone());
+        }
+        for (name, family) in [
+            ("vllm:time_to_first_token", &self.ttft),
+            ("vllm:inter_token_latency", &self.itl),
+            ("vllm:e2e_request_latency", &self.e2e),
+            ("vllm:request_queue_time", &self.queue),
+        ] {
+            r.register_with_unit(name, help, Unit::Seconds, family.clone());
+        }
+        r.register("vllm:kv_cache_usage_perc", help, self.cache_usage.clone());
     }
 
     pub(crate) fn http(&self, route: &'static str, status: u16) {
@@ -113,6 +192,8 @@ impl Metrics {
         let labels = model_label(model);
         self.steps.get_or_create(&labels).inc();
         self.step_seconds.get_or_create(&labels).inc_by(step.duration.as_secs_f64());
+        self.step_tokens.get_or_create(&labels).observe(step.num_tokens as f64);
+        self.step_sequences.get_or_create(&labels).observe(step.num_seqs as f64);
     }
 
     /// A delivery of an answer's tokens, so long after the one before.
@@ -135,7 +216,7 @@ impl Metrics {
         self.prompt_tokens.get_or_create(&labels).inc_by(usage.prompt_tokens as u64);
         self.cached_tokens.get_or_create(&labels).inc_by(usage.cached_tokens as u64);
         self.generation_tokens.get_or_create(&labels).inc_by(usage.completion_tokens as u64);
-        let labels = vec![("model", model.to_owned()), ("outcome", outcome.to_owned())];
+        let labels = vec![("model_name", model.to_owned()), ("outcome", outcome.to_owned())];
         self.requests.get_or_create(&labels).inc();
     }
 
@@ -143,14 +224,26 @@ impl Metrics {
         self.audit.observe(took.as_secs_f64());
     }
 
-    /// The text that a scrape gets; gauges are read now.
+    /// The text that a scrape gets; what the engines count themselves is read now.
     pub(crate) fn text<'a>(&self, models: impl Iterator<Item = &'a Hosted>) -> String {
         for model in models {
             let (labels, stats) = (model_label(&model.name), model.engine.stats());
             self.running.get_or_create(&labels).set(stats.running as i64);
             self.waiting.get_or_create(&labels).set(stats.waiting as i64);
+            self.paused.get_or_create(&labels).set(stats.paused as i64);
             let usage = stats.used_blocks as f64 / stats.num_blocks.max(1) as f64;
             self.cache_usage.get_or_create(&labels).set(usage);
+            for (family, count) in [
+                (&self.prefix_queries, stats.prefix_query_tokens),
+                (&self.prefix_hits, stats.prefix_hit_tokens),
+                (&self.preemptions, stats.preemptions),
+                (&self.evictions, stats.evictions),
+            ] {
+                family.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
+            }
+        }
+        if let Some(bytes) = resident() {
+            self.resident.set(bytes);
         }
         let mut out = String::new();
         // Writing to a string cannot fail.
@@ -159,6 +252,14 @@ impl Metrics {
     }
 }
 
+/// As vLLM labels it, so that its dashboards find these.
 fn model_label(model: &str) -> Labels {
-    vec![("model", model.to_owned())]
+    vec![("model_name", model.to_owned())]
+}
+
+/// Bytes in RAM; known on Linux.
+fn resident() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse::<i64>().ok().map(|kib| kib << 10)
 }

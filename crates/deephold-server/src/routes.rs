@@ -50,7 +50,7 @@ const WATCHERS: &[Role] = &[Role::Admin, Role::Operator, Role::Auditor];
 const OPEN: &[Role] = &[];
 
 /// The table.
-pub(crate) const ROUTES: [Route; 7] = [
+pub(crate) const ROUTES: [Route; 8] = [
     Route { method: Method::GET, path: "/healthz", roles: OPEN, handler: |c| Box::pin(ops::healthz(c)) },
     Route { method: Method::GET, path: "/readyz", roles: OPEN, handler: |c| Box::pin(ops::readyz(c)) },
     Route { method: Method::GET, path: "/metrics", roles: WATCHERS, handler: |c| Box::pin(ops::metrics(c)) },
@@ -77,6 +77,12 @@ pub(crate) const ROUTES: [Route; 7] = [
         path: "/v1/tokenize",
         roles: MODELS,
         handler: |c| Box::pin(openai::tokenize::tokenize(c)),
+    },
+    Route {
+        method: Method::POST,
+        path: "/v1/detokenize",
+        roles: MODELS,
+        handler: |c| Box::pin(openai::tokenize::detokenize(c)),
     },
 ];
 

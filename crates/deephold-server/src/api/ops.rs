@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use super::error::{ApiError, ApiResult, json_response};
+use crate::admission::recordable;
 use crate::routes::Call;
 
 /// The process is alive.
@@ -14,11 +15,13 @@ pub(crate) async fn healthz(_: Call) -> ApiResult<Response<Body>> {
     Ok(json_response(StatusCode::OK, &json!({ "status": "alive" })))
 }
 
-/// Requests will be answered: every model has done a real forward pass, no queue is full, and the server does not drain.
+/// Requests will be answered: every model has done a real forward pass, no queue is full, the audit log takes records, and the
+/// server does not drain.
 pub(crate) async fn readyz(call: Call) -> ApiResult<Response<Body>> {
     if call.app.is_draining.load(Ordering::SeqCst) {
         return Err(ApiError::unavailable("draining", "the server is shutting down"));
     }
+    recordable(&call.app).await?;
     for model in call.app.models.all() {
         if !model.is_warm.load(Ordering::SeqCst) {
             return Err(ApiError::unavailable(

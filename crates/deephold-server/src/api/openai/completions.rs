@@ -43,19 +43,16 @@ pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
 pub(crate) fn prompt(fields: &mut Fields, tokenizer: &Tokenizer) -> ApiResult<Vec<TokenId>> {
     match fields.take("prompt") {
         Some(Value::String(text)) => Ok(tokenizer.encode_prompt(&text)?),
-        Some(Value::Array(ids)) => token_ids(&ids),
+        Some(Value::Array(ids)) => token_ids(&ids).ok_or_else(|| {
+            let hint = "must be a text or a list of token ids; lists of prompts are not offered yet";
+            ApiError::param("prompt", hint)
+        }),
         Some(_) => Err(ApiError::param("prompt", "must be a text or a list of token ids")),
         None => Err(ApiError::param("prompt", "is missing")),
     }
 }
 
-fn token_ids(ids: &[Value]) -> ApiResult<Vec<TokenId>> {
-    let one = |id: &Value| id.as_u64().and_then(|id| TokenId::try_from(id).ok());
-    let problem = || {
-        ApiError::param(
-            "prompt",
-            "must be a text or a list of token ids; lists of prompts are not offered yet",
-        )
-    };
-    ids.iter().map(|id| one(id).ok_or_else(problem)).collect()
+/// None where something else is among them.
+pub(super) fn token_ids(ids: &[Value]) -> Option<Vec<TokenId>> {
+    ids.iter().map(|id| id.as_u64().and_then(|id| TokenId::try_from(id).ok())).collect()
 }

@@ -1,11 +1,13 @@
-//! `POST /v1/tokenize`: `prompt` to ids, as `POST /v1/completions` would see it.
+//! `POST /v1/tokenize`: `prompt` to ids, as `POST /v1/completions` would see it; `POST /v1/detokenize`: `tokens` to text.
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
+use deephold_tokenizer::Detokenizer;
 use serde_json::json;
 
+use super::completions::token_ids;
 use super::params::{self, Fields};
-use crate::api::error::{ApiResult, json_response};
+use crate::api::error::{ApiError, ApiResult, json_response};
 use crate::routes::Call;
 
 pub(crate) async fn tokenize(call: Call) -> ApiResult<Response<Body>> {
@@ -15,5 +17,21 @@ pub(crate) async fn tokenize(call: Call) -> ApiResult<Response<Body>> {
     fields.finish()?;
     let ids = model.tokenizer.encode_prompt(&text)?;
     let body = json!({ "tokens": ids, "count": ids.len(), "max_model_len": model.max_model_len });
+    Ok(json_response(StatusCode::OK, &body))
+}
+
+pub(crate) async fn detokenize(call: Call) -> ApiResult<Response<Body>> {
+    let mut fields = Fields::of_body(params::json(&call.body)?)?;
+    let model = params::model(&call, &mut fields)?;
+    let list = fields.array("tokens")?.ok_or_else(|| ApiError::param("tokens", "is missing"))?;
+    fields.finish()?;
+    let size = model.tokenizer.vocab_size();
+    let ids = token_ids(&list).filter(|ids| ids.iter().all(|id| (*id as usize) < size));
+    let ids = ids.ok_or_else(|| ApiError::param("tokens", format!("must be a list of ids below {size}")))?;
+    // Markers too: what was tokenized comes back.
+    let mut detokenizer = Detokenizer::new().keep_control(true);
+    let mut text: String = ids.iter().map(|id| detokenizer.push(&model.tokenizer, *id)).collect();
+    text.push_str(&detokenizer.finish());
+    let body = json!({ "prompt": text });
     Ok(json_response(StatusCode::OK, &body))
 }

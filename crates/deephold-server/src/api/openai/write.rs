@@ -9,7 +9,7 @@ use deephold_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use super::params::Streaming;
-use crate::admission::{Outcome, Permit};
+use crate::admission::{Outcome, Permit, recordable};
 use crate::api::error::{ApiResult, json_response};
 use crate::api::sse::{EventSender, Gone, stream};
 use crate::generation::{Delta, Generation, TokenDelta, Usage, ValidRequest};
@@ -61,6 +61,7 @@ pub(super) async fn answer(
     streaming: Streaming,
     kind: Kind,
 ) -> ApiResult<Response<Body>> {
+    recordable(&call.app).await?;
     let who = call.who()?;
     let permit = Permit::new(&call.app, &call.request_id, kind.endpoint(), who, &request);
     let generation = Generation::start(&request, who.tenant.clone()).await;

@@ -1,142 +1,23 @@
 //! The service as its users meet it: the real program over real sockets.
 #![allow(missing_docs, reason = "a test")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod service;
+mod tls;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use common::{deephold, json, ok, text};
 use deephold_testkit::{TempDir, fetched_model, guide_dir, shared, skip, skip_without_shared};
 use serde_json::{Value, json as object};
+use service::{Response, Service};
 
 const QUESTION: &str = "What is Deephold?";
-
-/// A running server; killed when dropped.
-struct Service {
-    child: Child,
-    address: String,
-    key: String,
-    /// All that it printed at its start.
-    banner: String,
-}
-
-impl Service {
-    fn start(state: &Path, more: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_deephold"))
-            .args(["serve", "--state", text(state)])
-            .args(if more.contains(&"--bind") { &[][..] } else { &["--bind", "127.0.0.1:0"] })
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
-        let mut banner = String::new();
-        while !banner.contains("Ctrl-C stops") {
-            banner += &lines.next().expect("a line").expect("text");
-            banner.push('\n');
-        }
-        // Whatever else it prints must not block it.
-        std::thread::spawn(move || lines.for_each(drop));
-        let address = banner.split("://").nth(1).expect("an address").split_whitespace().next().expect("one");
-        let key = banner.split_whitespace().find(|w| w.starts_with("dh_")).unwrap_or_default();
-        Self { address: address.to_owned(), key: key.to_owned(), child, banner }
-    }
-
-    fn terminate(&mut self) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
-    }
-
-    fn send(&self, bytes: &[u8]) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).expect("a connection");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time limit");
-        // A server that refuses early closes before all is sent.
-        let _ = stream.write_all(bytes);
-        stream
-    }
-
-    fn post_as(&self, key: &str, path: &str, body: &str) -> Response {
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\nContent-Type: \
-             application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        Response::read(self.send(format!("{head}{body}").as_bytes()))
-    }
-
-    fn post(&self, path: &str, body: &Value) -> Response {
-        self.post_as(&self.key, path, &body.to_string())
-    }
-
-    fn get(&self, path: &str) -> Response {
-        let key = &self.key;
-        let head = format!(
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n\r\n"
-        );
-        Response::read(self.send(head.as_bytes()))
-    }
-
-    fn ask(&self, more: Value) -> Response {
-        let mut body = object!({ "model": "guide", "messages": [{ "role": "user", "content": QUESTION }] });
-        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
-        self.post("/v1/chat/completions", &body)
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-struct Response {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Response {
-    fn read(mut stream: TcpStream) -> Self {
-        let mut bytes = Vec::new();
-        // A refused body may end in a reset after the answer.
-        let _ = stream.read_to_end(&mut bytes);
-        let all = String::from_utf8(bytes).expect("UTF-8");
-        let (head, body) = all.split_once("\r\n\r\n").unwrap_or((&all, ""));
-        let status = head.split_whitespace().nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
-        let body = if head.contains("chunked") { dechunked(body) } else { body.to_owned() };
-        Self { status, head: head.to_owned(), body }
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {} {}", self.head, self.body))
-    }
-
-    /// The events' data; the last must be `[DONE]`.
-    fn events(&self) -> Vec<Value> {
-        let mut data: Vec<&str> = self.body.lines().filter_map(|l| l.strip_prefix("data: ")).collect();
-        assert_eq!(data.pop(), Some("[DONE]"), "{}", self.body);
-        data.into_iter().map(|d| serde_json::from_str(d).expect("JSON")).collect()
-    }
-}
-
-fn dechunked(mut body: &str) -> String {
-    let mut out = String::new();
-    while let Some((size, rest)) = body.split_once("\r\n") {
-        let size = usize::from_str_radix(size.trim(), 16).expect("a size");
-        if size == 0 {
-            break;
-        }
-        out.push_str(&rest[..size]);
-        body = rest[size..].trim_start_matches("\r\n");
-    }
-    out
-}
 
 fn expected() -> Value {
     let bytes = std::fs::read(guide_dir().join("expected.json")).expect("cases");
@@ -242,10 +123,20 @@ fn an_answer_is_the_models_streamed_or_not_and_is_recorded() {
     assert_eq!(replay(&dir.join("state"), body["id"].as_str().expect("id"), &[])["seq"], records[4]["seq"]);
     let metrics = service.get("/metrics").body;
     assert!(
-        metrics.contains("deephold_requests_total{model=\"guide\",outcome=\"completed\"} 5"),
+        metrics.contains("deephold_requests_total{model_name=\"guide\",outcome=\"completed\"} 5"),
         "{metrics}"
     );
     assert!(!metrics.contains(&service.key));
+    // What the engine counts itself, also under vLLM's name.
+    let value = |name: &str| -> f64 {
+        let line =
+            metrics.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}: {metrics}"));
+        line.rsplit(' ').next().expect("a value").parse().expect("a number")
+    };
+    let looked_for = value("deephold_prefix_queries_total{model_name=\"guide\"}");
+    assert!(looked_for > 0.0);
+    assert_eq!(looked_for, value("vllm:prefix_cache_queries_total{model_name=\"guide\"}"));
+    assert!(value("deephold_step_sequences_count") > 0.0 && value("process_resident_memory_bytes") > 1e6);
 }
 
 /// A log that keeps digests alone still shows that an answer was the model's, to who has the request.
@@ -289,6 +180,20 @@ fn plain_completions_continue_a_prompt() {
     assert_eq!(body["object"], "text_completion");
     let tokens = service.post("/v1/tokenize", &object!({ "model": "guide", "prompt": "Hello" })).json();
     assert_eq!(tokens["count"], tokens["tokens"].as_array().expect("ids").len());
+    let ask =
+        |tokens: &Value| service.post("/v1/detokenize", &object!({ "model": "guide", "tokens": tokens }));
+    let back = ask(&tokens["tokens"]).json()["prompt"].clone();
+    assert!(back.as_str().is_some_and(|t| t.ends_with("Hello")), "{back}");
+    let rendered = ask(&expected["prompt_ids"]).json()["prompt"].clone();
+    assert!(rendered.as_str().is_some_and(|t| t.contains(QUESTION) && t.contains('<')), "{rendered}");
+    for bad in [object!([1_u64 << 40]), object!([-1]), object!(["a"]), object!([4_000_000_000_u32])] {
+        let refused = ask(&bad);
+        assert_eq!(
+            (refused.status, refused.json()["error"]["param"].clone()),
+            (400, object!("tokens")),
+            "{bad}"
+        );
+    }
 }
 
 #[test]
@@ -546,6 +451,52 @@ fn a_kill_loses_no_acknowledged_answer() {
     drop(service);
 }
 
+/// A log that cannot grow, as on a full disk: nothing is answered, nothing is lost, and it goes on when there is room again.
+#[test]
+fn nothing_is_answered_that_cannot_be_recorded() {
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    // The shell ignores the signal of the limit, so that writing fails as it would on a full disk; so does the program then.
+    let mut command = Command::new("bash");
+    let limited = r#"trap '' XFSZ; ulimit -S -f 64; exec "$0" "$@""#;
+    command.args(["-c", limited, env!("CARGO_BIN_EXE_deephold")]);
+    let service = Service::start_by(command, &state, &[]);
+    let ask = || service.ask(object!({ "temperature": 0, "max_tokens": 4 }));
+    let mut answered = 0;
+    let refused = loop {
+        match ask() {
+            response if response.status == 200 => answered += 1,
+            response => break response,
+        }
+        assert!(answered < 1000, "the limit does not hold");
+    };
+    assert!(answered > 5);
+    assert_eq!(
+        (refused.status, refused.json()["error"]["code"].clone()),
+        (503, object!("audit_unavailable"))
+    );
+    assert!(refused.head.to_ascii_lowercase().contains("retry-after"));
+    // A small record may still fit where a request's does not; then nothing does, and requests are refused before they compute.
+    for _ in 0..200 {
+        if service.get("/readyz").status == 503 {
+            break;
+        }
+        assert_ne!(ask().status, 200);
+    }
+    assert_eq!(service.ask(object!({ "stream": true })).status, 503);
+    assert_eq!((service.get("/readyz").status, service.get("/healthz").status), (503, 200));
+    assert_eq!(records(&state, "request").len(), answered);
+
+    let pid = service.child.id().to_string();
+    let raised = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
+    assert!(raised.expect("prlimit").success());
+    assert_eq!(service.get("/readyz").status, 200);
+    assert_eq!(ask().status, 200);
+    assert_eq!(records(&state, "request").len(), answered + 1);
+    assert!(records(&state, "server").iter().any(|r| r["data"]["event"] == "log resumed"));
+    assert_eq!(json(&["audit", "verify", "--state", text(&state), "--json"])["ok"], true);
+}
+
 /// What the program prints works when pasted.
 #[test]
 fn the_printed_lines_work() {
@@ -615,133 +566,4 @@ fn the_openai_package_is_satisfied() {
     if smollm.is_some() {
         drive(&python, &base, &service.key, "smollm", true);
     }
-}
-
-/// curl's exit code and output.
-fn curl(args: &[&str]) -> (i32, String) {
-    let out =
-        Command::new("curl").args([&["-sS", "--max-time", "20"], args].concat()).output().expect("curl");
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    (out.status.code().unwrap_or(-1), text)
-}
-
-#[test]
-fn tls_is_new_and_its_certificates_change_while_it_serves() {
-    let dir = TempDir::new("serve");
-    let state = dir.join("state");
-    let mut service = Service::start(&state, &["--tls"]);
-    let port = service.address.rsplit(':').next().expect("a port").to_owned();
-    let (authority, url) = (state.join("tls/ca.pem"), format!("https://localhost:{port}/healthz"));
-    let trusted = |more: &[&str]| curl(&[&["--cacert", text(&authority), &url], more].concat());
-    assert!(trusted(&["--http1.1"]).1.contains("alive"));
-    assert!(trusted(&["--http2"]).1.contains("alive"));
-    assert!(trusted(&["--tlsv1.3", "-v"]).1.contains("TLSv1.3"));
-    assert_ne!(trusted(&["--tls-max", "1.2"]).0, 0, "TLS 1.2 is refused");
-    assert_ne!(curl(&[&url]).0, 0, "an unknown authority is not trusted");
-    assert_ne!(curl(&["--cacert", text(&authority), &format!("http://localhost:{port}/healthz")]).0, 0);
-    let line = service.banner.lines().find(|l| l.trim().starts_with("curl")).expect("a line for curl");
-    let out = Command::new("bash").args(["-c", line]).output().expect("bash");
-    assert!(String::from_utf8_lossy(&out.stdout).contains("chat.completion"), "{out:?}");
-    if let Some(python) = openai_python() {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/openai_client.py");
-        let base = format!("https://localhost:{port}/v1");
-        let mut command = Command::new(&python);
-        command.env("SSL_CERT_FILE", &authority).args([script, &base, &service.key, "guide", "yes"]);
-        let out = command.output().expect("python");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    }
-    #[cfg(unix)]
-    for file in ["ca.key", "server.key"] {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::metadata(state.join("tls").join(file)).expect("a key").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{file}");
-    }
-    // A certificate of another authority takes the old one's place; a stream that runs is not cut off.
-    let other = dir.join("other");
-    drop(Service::start(&other, &["--tls"]));
-    let body = object!({ "model": "guide", "stream": true, "max_tokens": 300, "temperature": 1.9, "logit_bias": { "1": -100 },
-        "messages": [{ "role": "user", "content": QUESTION }] })
-    .to_string();
-    let bearer = format!("Authorization: Bearer {}", service.key);
-    let chat = format!("https://localhost:{port}/v1/chat/completions");
-    let (args, cacert) =
-        (["-sSN", "--limit-rate", "60k", "-H", &bearer, "-d", &body, &chat], text(&authority));
-    let stream = Command::new("curl")
-        .args(["--cacert", cacert])
-        .args(args)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("curl");
-    std::thread::sleep(Duration::from_millis(150));
-    for file in ["server.pem", "server.key"] {
-        std::fs::copy(other.join("tls").join(file), state.join("tls").join(file)).expect("copied");
-    }
-    let pid = service.child.id().to_string();
-    Command::new("kill").args(["-HUP", &pid]).status().expect("kill");
-    let new = other.join("tls/ca.pem");
-    let mut tries = 0;
-    while !curl(&["--cacert", text(&new), &url]).1.contains("alive") {
-        tries += 1;
-        assert!(tries < 100, "the new certificate is not in use");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    assert_ne!(trusted(&[]).0, 0, "the old one is no longer shown");
-    let out = stream.wait_with_output().expect("the stream ends");
-    assert!(String::from_utf8_lossy(&out.stdout).contains("[DONE]"));
-    // A broken file changes nothing.
-    std::fs::write(state.join("tls/server.pem"), "no certificate").expect("written");
-    Command::new("kill").args(["-HUP", &pid]).status().expect("kill");
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(curl(&["--cacert", text(&new), &url]).1.contains("alive"));
-    service.terminate();
-    assert!(service.child.wait().expect("an end").success());
-}
-
-#[test]
-fn clients_must_show_a_certificate_where_that_is_asked() {
-    let dir = TempDir::new("serve");
-    let state = dir.join("state");
-    let client = |file: &str| dir.join(file);
-    let authority_key = rcgen::KeyPair::generate().expect("a key");
-    let mut params = rcgen::CertificateParams::default();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority = params.self_signed(&authority_key).expect("an authority");
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let mut params = rcgen::CertificateParams::new(vec!["ada".to_owned()]).expect("a name");
-    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-    let issuer = rcgen::Issuer::from_ca_cert_pem(&authority.pem(), authority_key).expect("an issuer");
-    let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-    let (shown, secret) = (certificate.pem(), key.serialize_pem());
-    for (file, pem) in [("ca.pem", authority.pem()), ("ada.pem", shown), ("ada.key", secret)] {
-        std::fs::write(client(file), pem).expect("written");
-    }
-    let service = Service::start(&state, &["--tls-client-ca", text(&client("ca.pem"))]);
-    let port = service.address.rsplit(':').next().expect("a port");
-    let url = format!("https://localhost:{port}/healthz");
-    let authority = state.join("tls/ca.pem");
-    assert_ne!(curl(&["--cacert", text(&authority), &url]).0, 0, "without a certificate nobody is let in");
-    let (pem, key) = (client("ada.pem"), client("ada.key"));
-    let shown = ["--cacert", text(&authority), "--cert", text(&pem), "--key", text(&key), &url];
-    let answer = curl(&shown);
-    assert!(answer.1.contains("alive"), "{answer:?}");
-    let refused = deephold(&["serve", "--state", text(&dir.join("x")), "--tls-client-ca", text(&key)]);
-    assert!(refused.code == 65 && refused.err.contains("ada.key"), "{}", refused.err);
-}
-
-/// Beyond this machine there is TLS without being asked.
-#[test]
-fn other_addresses_speak_tls() {
-    let dir = TempDir::new("serve");
-    let state = dir.join("state");
-    let service = Service::start(&state, &["--bind", "0.0.0.0:0", "--tls-name", "deephold.test"]);
-    assert!(
-        service.banner.contains("https://localhost:") && service.banner.contains("deephold.test"),
-        "{}",
-        service.banner
-    );
-    let port = service.address.rsplit(':').next().expect("a port");
-    let (resolve, url) =
-        (format!("deephold.test:{port}:127.0.0.1"), format!("https://deephold.test:{port}/healthz"));
-    let answer = curl(&["--cacert", text(&state.join("tls/ca.pem")), "--resolve", &resolve, &url]);
-    assert!(answer.1.contains("alive"), "{answer:?}");
 }
