@@ -170,7 +170,7 @@ pub(crate) fn listen(socket: &Path) -> Result<tokio::net::UnixListener, ServerEr
 }
 
 /// Answers callers until it is dropped.
-pub(crate) async fn serve(listener: tokio::net::UnixListener, app: Arc<crate::http::App>) {
+pub(crate) async fn serve(listener: tokio::net::UnixListener, app: Arc<crate::app::App>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 
 use crate::access::Principal;
 use crate::api::error::{ApiError, ApiResult};
+use crate::app::App;
 use crate::generation::{Answer, Delta, Usage, ValidRequest};
-use crate::http::App;
 use crate::record;
 
 /// How a request ended.

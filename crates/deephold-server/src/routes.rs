@@ -8,30 +8,14 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, Response, StatusCode};
 use axum::routing::{MethodFilter, on};
-use bytes::Bytes;
 use deephold_state::Role;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use crate::access::{Principal, authenticate};
+use crate::access::authenticate;
 use crate::api::error::{ApiError, ApiResult};
 use crate::api::{openai, ops};
-use crate::http::App;
-
-/// A request that passed the table: who asks, and what.
-pub(crate) struct Call {
-    pub(crate) app: Arc<App>,
-    pub(crate) request_id: String,
-    /// None where the route is open.
-    pub(crate) principal: Option<Principal>,
-    pub(crate) body: Bytes,
-}
-
-impl Call {
-    /// Who asks; a route that is not open has somebody.
-    pub(crate) fn who(&self) -> ApiResult<&Principal> {
-        self.principal.as_ref().ok_or_else(|| ApiError::internal("a route without access control"))
-    }
-}
+use crate::app::App;
+use crate::call::Call;
 
 type Answer = Pin<Box<dyn Future<Output = ApiResult<Response<Body>>> + Send>>;
 

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::error::{ApiError, ApiResult, json_response};
 use crate::admission::recordable;
-use crate::routes::Call;
+use crate::call::Call;
 
 /// The process is alive.
 pub(crate) async fn healthz(_: Call) -> ApiResult<Response<Body>> {

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::params::{self, Fields};
 use super::write::{Kind, answer};
 use crate::api::error::{ApiError, ApiResult};
+use crate::call::Call;
 use crate::generation::ValidRequest;
-use crate::routes::Call;
 
 /// Messages of a conversation at most.
 const MESSAGES_MAX: usize = 4096;

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::params::{self, Fields};
 use super::write::{Kind, answer};
 use crate::api::error::{ApiError, ApiResult};
+use crate::call::Call;
 use crate::generation::ValidRequest;
-use crate::routes::Call;
 
 /// What the API takes where a request says nothing.
 const MAX_TOKENS: usize = 16;

@@ -5,7 +5,7 @@ use axum::http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::api::error::{ApiResult, json_response};
-use crate::routes::Call;
+use crate::call::Call;
 
 pub(crate) async fn list(call: Call) -> ApiResult<Response<Body>> {
     let who = call.who()?;

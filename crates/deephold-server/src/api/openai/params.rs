@@ -11,8 +11,8 @@ pub(super) use crate::api::fields::Fields;
 
 use crate::api::error::{ApiError, ApiResult};
 use crate::backends::Hosted;
+use crate::call::Call;
 use crate::generation::with_seed;
-use crate::routes::Call;
 
 /// Stop strings of a request at most.
 const STOPS_MAX: usize = 16;

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::completions::token_ids;
 use super::params::{self, Fields};
 use crate::api::error::{ApiError, ApiResult, json_response};
-use crate::routes::Call;
+use crate::call::Call;
 
 pub(crate) async fn tokenize(call: Call) -> ApiResult<Response<Body>> {
     let mut fields = Fields::of_body(params::json(&call.body)?)?;

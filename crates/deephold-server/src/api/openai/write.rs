@@ -12,9 +12,9 @@ use super::params::Streaming;
 use crate::admission::{Outcome, Permit, recordable};
 use crate::api::error::{ApiResult, json_response};
 use crate::api::sse::{EventSender, Gone, stream};
+use crate::call::Call;
 use crate::generation::{Delta, Generation, TokenDelta, Usage, ValidRequest};
 use crate::record::end_name;
-use crate::routes::Call;
 
 /// How long a stream may be silent before a comment shows that it lives: proxies close what is quiet.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
