@@ -131,3 +131,26 @@ impl SharedOut {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
 }
+
+/// Where a product's output lies in a tensor that several tasks write to.
+#[derive(Clone, Copy)]
+pub(crate) struct Window {
+    pub(crate) out: SharedOut,
+    /// The tensor's row and column of the product's first element.
+    pub(crate) row0: usize,
+    pub(crate) col0: usize,
+    /// Elements of a row of the tensor.
+    pub(crate) stride: usize,
+}
+
+impl Window {
+    /// `width` elements of the product's row `row` from its column `col` on.
+    ///
+    /// # Safety
+    /// As [`SharedOut::slice`].
+    #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub(crate) unsafe fn slice(&self, row: usize, col: usize, width: usize) -> &mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { self.out.slice((self.row0 + row) * self.stride + self.col0 + col, width) }
+    }
+}

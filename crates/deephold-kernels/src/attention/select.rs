@@ -43,7 +43,7 @@ impl AttentionContext<'_> {
             let chosen = if (last as usize) < topk {
                 (0..=last).collect()
             } else {
-                self.best(layer, spec, q.row(row), w.row(row), row, topk, scale)
+                best(&mut self.scores(layer, spec, q.row(row), w.row(row), row, scale), topk)
             };
             *rows[row].lock().unwrap_or_else(std::sync::PoisonError::into_inner) = chosen;
         });
@@ -51,17 +51,16 @@ impl AttentionContext<'_> {
         Selection { rows: rows.into_iter().map(take).collect() }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one query and where its keys are")]
-    fn best(
+    /// Every position that row `row` may see, with its score.
+    fn scores(
         &self,
         layer: usize,
         spec: usize,
         q: &[f32],
         w: &[f32],
         row: usize,
-        topk: usize,
         scale: f32,
-    ) -> Vec<u32> {
+    ) -> Vec<(f32, u32)> {
         let s = self.cache.spec(layer, spec);
         let mut key = vec![0f32; s.width];
         let mut scored: Vec<(f32, u32)> = Vec::with_capacity(self.positions[row] as usize + 1);
@@ -74,11 +73,7 @@ impl AttentionContext<'_> {
             // Adding 0 turns -0 into 0.
             scored.push((score * scale + 0.0, position));
         }
-        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        scored.select_nth_unstable_by(topk - 1, order);
-        let mut chosen: Vec<u32> = scored[..topk].iter().map(|x| x.1).collect();
-        chosen.sort_unstable();
-        chosen
+        scored
     }
 
     fn load(&self, layer: usize, spec: usize, at: usize, out: &mut [f32]) {
@@ -93,6 +88,15 @@ impl AttentionContext<'_> {
             };
         }
     }
+}
+
+/// The `topk` best positions, ascending; the lower one of equals.
+fn best(scored: &mut [(f32, u32)], topk: usize) -> Vec<u32> {
+    let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    scored.select_nth_unstable_by(topk - 1, order);
+    let mut chosen: Vec<u32> = scored[..topk].iter().map(|x| x.1).collect();
+    chosen.sort_unstable();
+    chosen
 }
 
 /// Sixteen partial sums, so that the compiler may use vectors without changing the result.

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use deephold_quant::DType;
 
 use crate::route::ExpertPlan;
-use crate::tensor::SharedOut;
+use crate::tensor::{SharedOut, Window};
 use crate::{KernelError, Ops, Tensor, ThreadPool};
 use dense::DenseMatrix;
 use quant::{ActivationBlocks, InputRows, QuantMatrix, QuantizedActivations};
@@ -282,22 +282,14 @@ impl Ops {
         self.pool().run(tasks.len(), &|task, _| {
             let (i, panels) = tasks[task].clone();
             let product = &products[i];
+            let window = Window { out, row0: product.row0, col0: product.col0, stride };
             match &product.w.form {
                 Form::Dense(m) => {
-                    m.gemm(
-                        self.isa(),
-                        product.x.x,
-                        product.rows,
-                        panels,
-                        out,
-                        product.row0,
-                        product.col0,
-                        stride,
-                    );
+                    m.gemm(self.isa(), product.x.x, product.rows, panels, window);
                 }
                 Form::Quant(m) => {
                     let act = product.x.quant(self, m.activation_blocks());
-                    m.gemm(self.isa(), act, product.rows, panels, out, product.row0, product.col0, stride);
+                    m.gemm(self.isa(), act, product.rows, panels, window);
                 }
             }
         });

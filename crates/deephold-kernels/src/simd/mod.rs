@@ -98,18 +98,18 @@ macro_rules! dispatch {
         ///
         /// # Safety
         /// The pointers and lengths must be what the body says; `isa` must be available.
-        #[allow(clippy::too_many_arguments, reason = "a kernel takes what it takes")]
+        #[allow(clippy::too_many_arguments, reason = "raw pointers and lengths, which only the body can check")]
         $vis unsafe fn $name $(<$($gen: $bound),*>)? (isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            #[allow(clippy::too_many_arguments, reason = "a kernel takes what it takes")]
+            #[allow(clippy::too_many_arguments, reason = "raw pointers and lengths, which only the body can check")]
             unsafe fn avx2 $(<$($gen: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: the caller's.
                 unsafe { $body::<$crate::simd::avx2::Avx2 $($(, $gen)*)?>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl")]
-            #[allow(clippy::too_many_arguments, reason = "a kernel takes what it takes")]
+            #[allow(clippy::too_many_arguments, reason = "raw pointers and lengths, which only the body can check")]
             unsafe fn avx512 $(<$($gen: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: the caller's.
                 unsafe { $body::<$crate::simd::avx512::Avx512 $($(, $gen)*)?>($($arg),*) }

@@ -11,7 +11,7 @@ use deephold_quant::DType;
 
 use super::PANEL;
 use super::quant::InputRows;
-use crate::tensor::SharedOut;
+use crate::tensor::Window;
 use crate::{Isa, KernelError, Tensor, ThreadPool};
 
 /// Bytes of a packed matrix [n, k] of `size` bytes an element, with `factors` f32 factors a row.
@@ -157,17 +157,13 @@ impl DenseMatrix {
     }
 
     /// As `QuantMatrix::gemm`, on f32 activations.
-    #[allow(clippy::too_many_arguments, reason = "a place in a tensor is three numbers")]
     pub(super) fn gemm(
         &self,
         isa: Isa,
         x: &Tensor,
         rows: InputRows<'_>,
         panels: Range<usize>,
-        out: SharedOut,
-        row0: usize,
-        col0: usize,
-        stride: usize,
+        window: Window,
     ) {
         let count = match rows {
             InputRows::All => x.rows(),
@@ -190,9 +186,8 @@ impl DenseMatrix {
                 }
                 tile::run(isa, self.dtype, bytes, self.k, self.block_k, &xs[..tile], &mut y);
                 for (j, y) in y[..tile].iter().enumerate() {
-                    let start = (row0 + i + j) * stride + col0 + panel * PANEL;
                     // SAFETY: each output element belongs to one panel and row, and panels to one task.
-                    unsafe { out.slice(start, width) }.copy_from_slice(&y[..width]);
+                    unsafe { window.slice(i + j, panel * PANEL, width) }.copy_from_slice(&y[..width]);
                 }
                 i += tile;
             }

@@ -39,7 +39,7 @@ use deephold_quant::DType;
 pub(crate) use act::{ActivationBlocks, QuantizedActivations};
 
 use super::PANEL;
-use crate::tensor::SharedOut;
+use crate::tensor::Window;
 use crate::{Isa, KernelError, ThreadPool};
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -168,19 +168,14 @@ impl QuantMatrix {
         if self.layout.block_len() == 32 { ActivationBlocks::Of32 } else { ActivationBlocks::Of256 }
     }
 
-    /// Computes output columns `16 * panels` for the given rows of `act`; row i goes to output row `row0 + i`, columns
-    /// from `col0` on, of a tensor with rows of `stride` elements.
-    #[allow(clippy::too_many_arguments, reason = "a place in a tensor is three numbers")]
+    /// Computes output columns `16 * panels` for the given rows of `act`, which go to the window's rows in their order.
     pub(crate) fn gemm(
         &self,
         isa: Isa,
         act: &QuantizedActivations,
         rows: InputRows<'_>,
         panels: Range<usize>,
-        out: SharedOut,
-        row0: usize,
-        col0: usize,
-        stride: usize,
+        window: Window,
     ) {
         assert!(act.kind == self.activation_blocks() && act.k == self.k, "activations of another shape");
         let count = match rows {
@@ -209,16 +204,14 @@ impl QuantMatrix {
                 let mut y = [[0f32; PANEL]; 4];
                 self.tile(isa, bytes, act, &at[..tile], &mut y[..tile], i == 0);
                 for (j, y) in y[..tile].iter().enumerate() {
-                    let start = (row0 + i + j) * stride + col0 + panel * PANEL;
                     // SAFETY: each output element belongs to one panel and row, and panels to one task.
-                    unsafe { out.slice(start, width) }.copy_from_slice(&y[..width]);
+                    unsafe { window.slice(i + j, panel * PANEL, width) }.copy_from_slice(&y[..width]);
                 }
                 i += tile;
             }
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "a tile and a hint")]
     fn tile(
         &self,
         isa: Isa,

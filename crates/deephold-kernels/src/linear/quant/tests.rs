@@ -4,6 +4,7 @@ use deephold_quant::{DType, dequantize, quantize};
 
 use super::*;
 use crate::PoolOptions;
+use crate::tensor::SharedOut;
 
 const FORMATS: [DType; 11] = [
     DType::Q4_1,
@@ -70,7 +71,7 @@ fn product(
     let out = SharedOut::new(&mut y);
     pool.run(m.panels().div_ceil(per_task), &|task, _| {
         let panels = task * per_task..((task + 1) * per_task).min(m.panels());
-        m.gemm(isa, &act, InputRows::All, panels, out, 0, 0, m.n);
+        m.gemm(isa, &act, InputRows::All, panels, Window { out, row0: 0, col0: 0, stride: m.n });
     });
     y
 }
@@ -172,7 +173,8 @@ fn listed_rows_go_where_they_belong() {
     let act = QuantizedActivations::new(&pool, Isa::detect(), m.activation_blocks(), &x, 6, k);
     let list = [5u32, 0, 3, 3, 1];
     let mut y = vec![0.0; 7 * 40];
-    m.gemm(Isa::detect(), &act, InputRows::List(&list), 0..2, SharedOut::new(&mut y), 1, 4, 40);
+    let window = Window { out: SharedOut::new(&mut y), row0: 1, col0: 4, stride: 40 };
+    m.gemm(Isa::detect(), &act, InputRows::List(&list), 0..2, window);
     for (i, &row) in list.iter().enumerate() {
         let from = row as usize * n;
         assert_eq!(bits(&y[(i + 1) * 40 + 4..][..n]), bits(&all[from..from + n]));
