@@ -1,15 +1,16 @@
 //! AVX2: unsigned codes against signed activations by `maddubs`, 16-bit sums as long as they are exact.
 //!
 //! `maddubs` adds two products u8 * i8 in 16 bits and saturates; with codes <= 63 and |q| <= 127 a pair is at most
-//! 16002, so it never does. Per layout, a lane's 16-bit sum over one group is at most
-//! - K4, B4: 16 products of 15 * 127: 30480;
-//! - K6: 8 products of (code - 32) * q, at most 8 * 32 * 127 = 32512. The sum starts at -32 times the activations
-//!   (`center`); steps in between may wrap, the end is exact because it is in range;
-//! - K6M: 8 products of 31 * 127: 31496 (its formats have 5-bit codes at most).
+//! 16002, so it never does. A lane's 16-bit sum over one group is at most
+//! - 4-bit codes (`Block256Int4Min`, `Block32Int4`): 16 products of 15 * 127: 30480;
+//! - 6-bit codes (`Block256Int6`): 8 products of (code - 32) * q, at most 8 * 32 * 127 = 32512. The sum starts at -32
+//!   times the activations (`center`); steps in between may wrap, the end is exact because it is in range;
+//! - `Block256Int6Min`: 8 products of 31 * 127: 31496, because its formats have 5-bit codes at most.
 //!
 //! One `madd` then multiplies by the group's scale (twice in a lane) and adds the halves in 32 bits: at most
-//! 8 * 2 * 30480 * 63 for K4 and 16 * 2 * 32512 * 128 for K6, below 2^31. B8 has signed 8-bit codes: they are taken
-//! apart into even and odd i16 by shifts and multiplied by `madd` with 16-bit activations, exact for -128 too.
+//! 8 * 2 * 30480 * 63 with 4-bit codes and 16 * 2 * 32512 * 128 with 6-bit ones, below 2^31. `Block32Int8` has signed
+//! codes: they are taken apart into even and odd i16 by shifts and multiplied by `madd` with 16-bit activations, because
+//! that is exact for -128 too.
 
 use std::arch::x86_64::*;
 use std::mem::offset_of;

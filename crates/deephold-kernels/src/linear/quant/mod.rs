@@ -1,17 +1,17 @@
 //! Products with quantized matrices: y[T, N] = x[T, K] W^T, activations rounded to int8.
 //!
 //! A matrix is stored in panels of 16 output rows. A 64-byte line holds 4 consecutive k of all 16 rows, one 32-bit lane
-//! a row, so that 4 bytes of an activation are broadcast against it and every lane adds up its own row: no sums across
-//! lanes. 4-bit codes put two such lines into one (low nibbles first); 6-bit codes add a line of high bits for four.
+//! a row: 4 bytes of an activation are broadcast against it, and every lane adds up its own row, so that nothing is summed
+//! across lanes. 4-bit codes put two such lines into one (low nibbles first); 6-bit codes add a line of high bits for four.
 //!
-//! | layout | formats | block of 16 rows |
+//! | layout (`layout.rs`) | formats | block of 16 rows |
 //! |---|---|---|
-//! | B8 | Q8_0, Q5_0 and IQ4_NL widened | 32 k: 8 lines of i8, f16 d\[16\] |
-//! | B8M | Q4_1 and Q5_1 widened | B8, then f16 dmin\[16\] |
-//! | B4 | Q4_0 | 32 k: 4 lines, f16 d\[16\] |
-//! | K4 | Q4_K | 256 k: 32 lines, scales u8 \[8\]\[16\], mins u8 \[4\]\[16\]\[2\], f16 d\[16\], dmin\[16\] |
-//! | K6 | Q6_K, Q3_K widened | 256 k: 32 lines, 16 lines of high bits, scales i8 \[16\]\[16\], f16 d\[16\] |
-//! | K6M | Q5_K and Q2_K widened | K6, then mins u8 \[8\]\[16\]\[2\], f16 dmin\[16\] |
+//! | Block32Int8 | Q8_0, Q5_0 and IQ4_NL widened | 32 k: 8 lines of i8, f16 d\[16\] |
+//! | Block32Int8Min | Q4_1 and Q5_1 widened | Block32Int8, then f16 dmin\[16\] |
+//! | Block32Int4 | Q4_0 | 32 k: 4 lines, f16 d\[16\] |
+//! | Block256Int4Min | Q4_K | 256 k: 32 lines, scales u8 \[8\]\[16\], mins u8 \[4\]\[16\]\[2\], f16 d\[16\], dmin\[16\] |
+//! | Block256Int6 | Q6_K, Q3_K widened | 256 k: 32 lines, 16 lines of high bits, scales i8 \[16\]\[16\], f16 d\[16\] |
+//! | Block256Int6Min | Q5_K and Q2_K widened | Block256Int6, then mins u8 \[8\]\[16\]\[2\], f16 dmin\[16\] |
 //!
 //! Sums within a block are exact integers. One f32 per output element then runs over the blocks in the order of k:
 //! `acc = fma(d_x * d_w, sum, acc)` and, with mins, `acc = fma(-(d_x * dmin), min_sum, acc)`. Every instruction set does
