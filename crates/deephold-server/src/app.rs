@@ -40,6 +40,8 @@ pub struct ServerConfig {
     pub drain_time: Duration,
     /// Where commands of the state's owner reach the server.
     pub admin_socket: Option<PathBuf>,
+    /// Bytes of the program in RAM, where the system says so.
+    pub resident: fn() -> Option<u64>,
 }
 
 impl Default for ServerConfig {
@@ -56,6 +58,7 @@ impl Default for ServerConfig {
             request_time: Duration::from_secs(600),
             drain_time: Duration::from_secs(30),
             admin_socket: None,
+            resident: || None,
         }
     }
 }

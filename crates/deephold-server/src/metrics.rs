@@ -196,9 +196,9 @@ impl Metrics {
         self.step_sequences.get_or_create(&labels).observe(step.num_seqs as f64);
     }
 
-    /// A delivery of an answer's tokens, so long after the one before.
-    pub(crate) fn delivered(&self, model: &str, gap: Duration) {
-        self.itl.get_or_create(&model_label(model)).observe(gap.as_secs_f64());
+    /// Where an answer notes the times between its deliveries: found once, because there is one for every token.
+    pub(crate) fn gaps(&self, model: &str) -> Histogram {
+        self.itl.get_or_create_owned(&model_label(model))
     }
 
     /// The times of a request that is over.
@@ -225,7 +225,7 @@ impl Metrics {
     }
 
     /// The text that a scrape gets; what the engines count themselves is read now.
-    pub(crate) fn text<'a>(&self, models: impl Iterator<Item = &'a Hosted>) -> String {
+    pub(crate) fn text<'a>(&self, models: impl Iterator<Item = &'a Hosted>, resident: Option<u64>) -> String {
         for model in models {
             let (labels, stats) = (model_label(&model.name), model.engine.stats());
             self.running.get_or_create(&labels).set(stats.running as i64);
@@ -242,8 +242,8 @@ impl Metrics {
                 family.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
             }
         }
-        if let Some(bytes) = resident() {
-            self.resident.set(bytes);
+        if let Some(bytes) = resident {
+            self.resident.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
         let mut out = String::new();
         // Writing to a string cannot fail.
@@ -255,11 +255,4 @@ impl Metrics {
 /// As vLLM labels it, so that its dashboards find these.
 fn model_label(model: &str) -> Labels {
     vec![("model_name", model.to_owned())]
-}
-
-/// Bytes in RAM; known on Linux.
-fn resident() -> Option<i64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse::<i64>().ok().map(|kib| kib << 10)
 }

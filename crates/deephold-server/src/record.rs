@@ -21,18 +21,6 @@ pub enum AuditPolicy {
     Redacted,
 }
 
-impl AuditPolicy {
-    /// From its name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "full" => Some(Self::Full),
-            "hash" => Some(Self::Hash),
-            "redacted" => Some(Self::Redacted),
-            _ => None,
-        }
-    }
-}
-
 fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }

@@ -6,7 +6,7 @@ use deephold_tokenizer::{ChatFormat, Tokenizer};
 use serde_json::Value;
 
 use crate::ServerError;
-use crate::api::fields::Fields;
+use crate::api::fields::{Fields, token_id, token_ids};
 use crate::api::openai::{chat, completions};
 use crate::backends::ModelFacts;
 use crate::record::ids_sha256;
@@ -53,10 +53,9 @@ fn wrong(what: impl Into<String>) -> ServerError {
 
 impl Ids {
     fn parse(value: &Value) -> Option<Self> {
-        let one = |id: &Value| TokenId::try_from(id.as_u64()?).ok();
         let ids = match value.get("ids") {
             None => None,
-            Some(list) => Some(list.as_array()?.iter().map(one).collect::<Option<Vec<_>>>()?),
+            Some(list) => Some(token_ids(list.as_array()?)?),
         };
         let count = usize::try_from(value.get("tokens")?.as_u64()?).ok()?;
         let sha256 = value.get("ids_sha256")?.as_str()?.to_owned();
@@ -161,9 +160,8 @@ fn params(value: &Value) -> Option<SamplingParams> {
     let field = |name: &str| value.get(name).filter(|v| !v.is_null());
     let count = |name: &str| field(name).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
     let number = |name: &str| field(name).and_then(Value::as_f64).map(|x| x as f32);
-    let id = |v: &Value| TokenId::try_from(v.as_u64()?).ok();
     let pair = |v: &Value| match v.as_array()?.as_slice() {
-        [token, bias] => Some((id(token)?, bias.as_f64()? as f32)),
+        [token, bias] => Some((token_id(token)?, bias.as_f64()? as f32)),
         _ => None,
     };
     Some(SamplingParams {
@@ -178,7 +176,7 @@ fn params(value: &Value) -> Option<SamplingParams> {
         frequency_penalty: number("frequency_penalty")?,
         logit_bias: field("logit_bias")?.as_array()?.iter().map(pair).collect::<Option<_>>()?,
         seed: field("seed").and_then(Value::as_u64),
-        stop_token_ids: field("stop_token_ids")?.as_array()?.iter().map(id).collect::<Option<_>>()?,
+        stop_token_ids: token_ids(field("stop_token_ids")?.as_array()?)?,
         ignore_eos: field("ignore_eos")?.as_bool()?,
         logprobs: None,
         n: count("n")?,

@@ -9,8 +9,8 @@ use deephold_base::{ErrorCode, SystemClock};
 use deephold_engine::{EngineConfig, EngineCore, Machine, MemoryLease};
 use deephold_kernels::{Isa, Ops, PoolOptions, ThreadPool};
 use deephold_models::{LoadOptions, Model};
-use deephold_tokenizer::{Tokenizer, TokenizerError};
-use deephold_weights::Checkpoint;
+use deephold_tokenizer::{ChatFormat, Tokenizer, TokenizerError};
+use deephold_weights::{Checkpoint, verify};
 
 use crate::cli::EngineArgs;
 use crate::fail::{fail, invalid};
@@ -84,6 +84,23 @@ pub(crate) fn load_checkpoint(
     let model: Arc<dyn Model> = Arc::from(model?);
     let load_time = start.elapsed();
     Ok(Loaded { checkpoint, model, ops, machine, memory, tokenizer, load_time })
+}
+
+/// How the model wants messages; none for one that only continues text.
+pub(crate) fn chat_format(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Option<ChatFormat>> {
+    match ChatFormat::from_checkpoint(checkpoint, tokenizer) {
+        Ok(format) => Ok(Some(format)),
+        Err(TokenizerError::NoTemplate) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// What identifies the model; reads all its weights once.
+pub(crate) fn digest(checkpoint: &Checkpoint) -> String {
+    let bar = terminal::byte_bar("digest", checkpoint.tensor_bytes());
+    let digest = verify::content_digest(checkpoint, &mut |done| bar.set_position(done));
+    bar.finish_and_clear();
+    digest
 }
 
 /// What weights and caches may take together: what is free now.

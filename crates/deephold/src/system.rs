@@ -43,10 +43,19 @@ pub(crate) fn processor() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
+/// The resident set, in bytes.
+pub(crate) fn resident() -> Option<u64> {
+    own_status("VmRSS:")
+}
+
 /// The largest resident set so far, in bytes.
 pub(crate) fn peak_resident() -> Option<u64> {
+    own_status("VmHWM:")
+}
+
+fn own_status(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let line = status.lines().find(|l| l.starts_with(field))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 

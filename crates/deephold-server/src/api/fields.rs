@@ -1,5 +1,6 @@
 //! Reading JSON bodies field by field: what is not taken is refused by name, so no field is ever ignored.
 
+use deephold_base::TokenId;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, ApiResult};
@@ -116,6 +117,16 @@ impl Fields {
             }
         }
     }
+}
+
+/// Token ids; none where something else is among them.
+pub(crate) fn token_ids(list: &[Value]) -> Option<Vec<TokenId>> {
+    list.iter().map(token_id).collect()
+}
+
+/// A token id.
+pub(crate) fn token_id(value: &Value) -> Option<TokenId> {
+    TokenId::try_from(value.as_u64()?).ok()
 }
 
 /// A value's type, in words.

@@ -41,7 +41,8 @@ pub(crate) async fn readyz(call: Call) -> ApiResult<Response<Body>> {
 
 /// Prometheus' text.
 pub(crate) async fn metrics(call: Call) -> ApiResult<Response<Body>> {
-    let text = call.app.metrics.text(call.app.models.all().iter().map(|m| &**m));
+    let text =
+        call.app.metrics.text(call.app.models.all().iter().map(|m| &**m), (call.app.limits.resident)());
     let mut response = Response::new(Body::from(text));
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -1,6 +1,6 @@
 //! `deephold audit replay`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,15 +12,13 @@ use deephold_base::{ErrorCode, TokenId};
 use deephold_engine::{EngineCore, FinishReason, Request};
 use deephold_kernels::Isa;
 use deephold_server::Recorded;
-use deephold_tokenizer::{ChatFormat, TokenizerError};
-use deephold_weights::verify;
 use serde_json::json;
 
 use super::generate::read_text;
 use super::{print_json, print_table};
 use crate::cli::{AuditReplayArgs, CacheType, EngineArgs, LoadAs};
 use crate::fail::{fail, invalid};
-use crate::loaded::{load_checkpoint, machine, open};
+use crate::loaded::{chat_format, digest, load_checkpoint, machine, open};
 use crate::state_dir::StateDir;
 use crate::{guide, terminal};
 
@@ -37,17 +35,21 @@ pub(crate) fn run(args: &AuditReplayArgs) -> Result<ExitCode> {
     };
     let engine = engine_args(args, &recorded)?;
     let checkpoint = Arc::new(open(&path)?);
-    let digest = digest(&checkpoint, &path, &recorded)?;
+    let digest = digest(&checkpoint);
+    if digest != recorded.facts.digest {
+        let message = format!(
+            "{} is another model than the one that answered: its digest is {digest}, the record's is {}",
+            path.display(),
+            recorded.facts.digest
+        );
+        return Err(invalid(message));
+    }
     let machine = machine(&engine)?;
     let isa = machine.ops().isa().name().to_owned();
     let loaded = load_checkpoint(checkpoint, &machine, &engine, start)?;
     let mut core = loaded.engine(&engine, params.n, |_| ())?;
     let tokenizer = loaded.tokenizer()?;
-    let chat = match ChatFormat::from_checkpoint(&loaded.checkpoint, tokenizer) {
-        Ok(format) => Some(format),
-        Err(TokenizerError::NoTemplate) => None,
-        Err(e) => return Err(e.into()),
-    };
+    let chat = chat_format(&loaded.checkpoint, tokenizer)?;
     let prompt = recorded.prompt(body.as_deref().map(str::as_bytes), tokenizer, chat.as_ref())?;
     let answers = recorded.compare(&compute(&mut core, Request::new(0, prompt, params))?);
 
@@ -127,22 +129,6 @@ fn engine_args(args: &AuditReplayArgs, recorded: &Recorded) -> Result<EngineArgs
         load_as: load_as.transpose().map_err(|_| unknown("what the record's model was quantized to"))?,
         ignore_memory: false,
     })
-}
-
-/// The digest of the files at `path`, which must be the record's.
-fn digest(checkpoint: &deephold_weights::Checkpoint, path: &Path, recorded: &Recorded) -> Result<String> {
-    let bar = terminal::byte_bar("digest", checkpoint.tensor_bytes());
-    let digest = verify::content_digest(checkpoint, &mut |done| bar.set_position(done));
-    bar.finish_and_clear();
-    if digest == recorded.facts.digest {
-        return Ok(digest);
-    }
-    let message = format!(
-        "{} is another model than the one that answered: its digest is {digest}, the record's is {}",
-        path.display(),
-        recorded.facts.digest
-    );
-    Err(invalid(message))
 }
 
 /// All answers' ids.

@@ -13,15 +13,14 @@ use deephold_server::{
     AuditPolicy, HostedModel, ModelFacts, Server, ServerConfig, TlsFiles, local_certificate,
 };
 use deephold_state::{Keys, Role, SqliteStore};
-use deephold_tokenizer::{ChatFormat, TokenizerError};
 use deephold_weights::{Checkpoint, verify};
 
 use crate::answer::recommended;
 use crate::cli::{AuditPolicyArg, ServeArgs, value_name};
 use crate::fail::invalid;
-use crate::loaded::{load_checkpoint, machine, open};
+use crate::loaded::{chat_format, digest, load_checkpoint, machine, open};
 use crate::state_dir::StateDir;
-use crate::{guide, terminal};
+use crate::{guide, system};
 
 pub(crate) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let state = StateDir::of(&args.state)?;
@@ -44,6 +43,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<ExitCode> {
             AuditPolicyArg::Redacted => AuditPolicy::Redacted,
         },
         admin_socket: Some(state.socket()),
+        resident: system::resident,
         ..ServerConfig::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -138,21 +138,14 @@ fn host(name: &str, path: &Path, machine: &Arc<Machine>, args: &ServeArgs) -> Re
     let (tokenizer, checkpoint, memory) = loaded.into_parts()?;
     core.hold(memory);
     defaults.stop_token_ids = tokenizer.stop_ids().to_vec();
-    let chat = match ChatFormat::from_checkpoint(&checkpoint, &tokenizer) {
-        Ok(format) => Some(format),
-        Err(TokenizerError::NoTemplate) => None,
-        Err(e) => return Err(e.into()),
-    };
+    let chat = chat_format(&checkpoint, &tokenizer)?;
     Ok(HostedModel { name: name.to_owned(), core, tokenizer, chat, defaults, facts })
 }
 
 /// What identifies the model; reads all its weights once.
 fn facts(checkpoint: &Checkpoint, machine: &Machine, args: &ServeArgs) -> Result<ModelFacts> {
-    let bar = terminal::byte_bar("digest", checkpoint.tensor_bytes());
-    let digest = verify::content_digest(checkpoint, &mut |done| bar.set_position(done));
-    bar.finish_and_clear();
     Ok(ModelFacts {
-        digest,
+        digest: digest(checkpoint),
         template: checkpoint.chat_template().map(|t| verify::text_digest(&t)),
         isa: machine.ops().isa().name().to_owned(),
         cache_type: value_name(&args.engine.cache_type),

@@ -6,7 +6,7 @@ use deephold_base::TokenId;
 use deephold_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
-use super::params::{self, Fields};
+use super::params::{self, Fields, token_ids};
 use super::write::{Kind, answer};
 use crate::api::error::{ApiError, ApiResult};
 use crate::call::Call;
@@ -50,9 +50,4 @@ pub(crate) fn prompt(fields: &mut Fields, tokenizer: &Tokenizer) -> ApiResult<Ve
         Some(_) => Err(ApiError::param("prompt", "must be a text or a list of token ids")),
         None => Err(ApiError::param("prompt", "is missing")),
     }
-}
-
-/// None where something else is among them.
-pub(super) fn token_ids(ids: &[Value]) -> Option<Vec<TokenId>> {
-    ids.iter().map(|id| id.as_u64().and_then(|id| TokenId::try_from(id).ok())).collect()
 }

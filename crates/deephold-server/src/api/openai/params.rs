@@ -7,7 +7,7 @@ use deephold_base::TokenId;
 use deephold_engine::SamplingParams;
 use serde_json::Value;
 
-pub(super) use crate::api::fields::Fields;
+pub(super) use crate::api::fields::{Fields, token_ids};
 
 use crate::api::error::{ApiError, ApiResult};
 use crate::backends::Hosted;

@@ -5,8 +5,7 @@ use axum::http::{Response, StatusCode};
 use deephold_tokenizer::Detokenizer;
 use serde_json::json;
 
-use super::completions::token_ids;
-use super::params::{self, Fields};
+use super::params::{self, Fields, token_ids};
 use crate::api::error::{ApiError, ApiResult, json_response};
 use crate::call::Call;
 

@@ -157,6 +157,7 @@ impl Walk {
                 self.chunk(events, vec![choice], include_usage).await?;
             }
         }
+        let gaps = self.call.app.metrics.gaps(&self.head.model);
         let mut last = Instant::now();
         // The ends of answers wait until the record is written.
         let mut ends = Vec::new();
@@ -177,7 +178,7 @@ impl Walk {
                     Ok(Some(Ok(delta))) => delta,
                 },
             };
-            self.call.app.metrics.delivered(&self.head.model, last.elapsed());
+            gaps.observe(last.elapsed().as_secs_f64());
             last = Instant::now();
             if let Some(choice) = self.choice(&delta) {
                 self.chunk(events, vec![choice], include_usage).await?;
