@@ -208,11 +208,14 @@ fn logprobs(logits: &[f32], id: TokenId, k: usize) -> (f32, Vec<(TokenId, f32)>)
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits.iter().map(|x| (f64::from(*x) - max).exp()).sum();
     let logprob = |x: f32| (f64::from(x) - max - sum.ln()) as f32;
+    if k == 0 {
+        return (logprob(logits[id as usize]), Vec::new());
+    }
     let mut order: Vec<TokenId> = (0..logits.len() as TokenId).collect();
     let best_first =
         |a: &TokenId, b: &TokenId| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
     let k = k.min(order.len());
-    if k > 0 && k < order.len() {
+    if k < order.len() {
         order.select_nth_unstable_by(k - 1, best_first);
     }
     order.truncate(k);
