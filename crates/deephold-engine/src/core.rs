@@ -3,12 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use deephold_base::Clock;
-use deephold_kernels::KvCache;
+use deephold_kernels::{KvCache, Tensor};
 use deephold_models::Model;
 
 use crate::kv_cache_manager::{KvCacheManager, SeqBlocks};
@@ -19,6 +20,9 @@ use crate::request::{
 use crate::scheduler::{ScheduledSeq, Scheduler};
 use crate::sequence::{PooledSums, SeqKey, Sequence};
 use crate::{EngineConfig, EngineError, runner, sampler};
+
+/// Rows of logits at a time while a prompt is scored: with a vocabulary of 128 Ki they take 16 MiB.
+const SCORED_ROWS: usize = 32;
 
 /// One model, its cache and the sequences on it. Whoever owns it calls [`Self::step`] while [`Self::has_work`];
 /// [`crate::EngineHandle`] does so on a thread of its own.
@@ -167,12 +171,13 @@ impl EngineCore {
         if let Some(index) = prompt.iter().position(|t| *t as usize >= vocab_size) {
             return Err(EngineError::Token { index, token: prompt[index], vocab_size });
         }
-        if prompt.len() >= max_model_len {
+        // At least one token is answered, where any is asked for.
+        if prompt.len() + params.max_tokens.min(1) > max_model_len {
             return Err(EngineError::PromptTooLong { tokens: prompt.len(), max_model_len });
         }
         params.max_tokens = params.max_tokens.min(max_model_len - prompt.len());
         // The last token is never computed, only returned.
-        let needed = self.scheduler.kv.blocks_for(prompt.len() + params.max_tokens - 1);
+        let needed = self.scheduler.kv.blocks_for(prompt.len() + params.max_tokens.saturating_sub(1));
         if needed > self.config.num_blocks {
             return Err(EngineError::CacheTooSmall { needed, blocks: self.config.num_blocks });
         }
@@ -187,6 +192,7 @@ impl EngineCore {
         let arrived = self.clock.now();
         let salt = prefix_salt(&request.cache_sharing, &request.tenant);
         let params = Arc::new(params);
+        let first = SampledToken { id: prompt[0], logprob: None, top: Vec::new() };
         let mut keys = Vec::with_capacity(params.n);
         for seq_idx in 0..params.n {
             let key = (Reverse(priority), self.arrivals);
@@ -209,6 +215,8 @@ impl EngineCore {
                 weight: request.weight,
                 constraint: request.constraint.clone(),
                 pooled: request.pooling.map(|how| PooledSums { how, sums: Vec::new() }),
+                // All sequences of a request have the same prompt.
+                scored: params.prompt_logprobs.filter(|_| seq_idx == 0).map(|_| vec![first.clone()]),
                 arrived,
                 started: None,
                 paused: None,
@@ -314,6 +322,9 @@ impl EngineCore {
         forward: &runner::Forward,
         outputs: &mut Vec<RequestOutput>,
     ) {
+        for (i, rows) in &forward.scored {
+            outputs.extend(self.score(&forward.hidden, rows.clone(), scheduled[*i].key));
+        }
         let caught_up: Vec<bool> = scheduled.iter().map(|s| self.scheduler.computed(s)).collect();
         for (row, i) in forward.sampled_idx.iter().enumerate() {
             outputs.extend(self.sample(forward.logits.row(row), scheduled[*i].key));
@@ -370,6 +381,17 @@ impl EngineCore {
     fn sample(&mut self, logits: &[f32], key: SeqKey) -> Option<RequestOutput> {
         let seq = self.scheduler.running.get_mut(&key)?;
         let p = Arc::clone(&seq.params);
+        let prompt = seq.scored.take().unwrap_or_default();
+        if p.max_tokens == 0 {
+            let output = self.finish(key, Vec::new(), FinishReason::Length, None)?;
+            return Some(RequestOutput { prompt, ..output });
+        }
+        let output = self.sample_token(logits, key, &p)?;
+        Some(RequestOutput { prompt, ..output })
+    }
+
+    fn sample_token(&mut self, logits: &[f32], key: SeqKey, p: &SamplingParams) -> Option<RequestOutput> {
+        let seq = self.scheduler.running.get_mut(&key)?;
         let token = match next_token(logits, seq) {
             Ok(token) => token,
             Err(message) => return self.finish(key, Vec::new(), FinishReason::Error, Some(message)),
@@ -384,6 +406,26 @@ impl EngineCore {
             return self.finish(key, vec![token], FinishReason::Length, None);
         }
         Some(RequestOutput { tokens: vec![token], ..output_of(seq) })
+    }
+
+    /// Takes the log probabilities of a prompt's tokens from hidden states, in their order, a few rows of logits at a time; gives
+    /// the end of a sequence whose logits are not numbers.
+    fn score(&mut self, hidden: &Tensor, rows: Range<usize>, key: SeqKey) -> Option<RequestOutput> {
+        let ops = Arc::clone(self.machine.ops());
+        for start in rows.clone().step_by(SCORED_ROWS) {
+            let rows = start..rows.end.min(start + SCORED_ROWS);
+            let logits = self.model.head(&ops, &runner::part(&ops, hidden, rows));
+            let seq = self.scheduler.running.get_mut(&key)?;
+            let k = seq.params.prompt_logprobs.unwrap_or(0);
+            let scored = seq.scored.as_mut()?;
+            for row in 0..logits.rows() {
+                match sampler::score(logits.row(row), seq.tokens[scored.len()], k) {
+                    Ok(token) => scored.push(token),
+                    Err(message) => return self.finish(key, Vec::new(), FinishReason::Error, Some(message)),
+                }
+            }
+        }
+        None
     }
 
     /// Adds a pooled sequence's rows; its vector when it has caught up.
@@ -465,6 +507,7 @@ fn output_of(seq: &Sequence) -> RequestOutput {
         id: seq.id,
         seq_idx: seq.seq_idx,
         tokens: Vec::new(),
+        prompt: Vec::new(),
         finish_reason: None,
         message: None,
         cached_tokens: seq.cached_tokens,

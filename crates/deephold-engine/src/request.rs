@@ -97,7 +97,7 @@ impl Request {
 /// How tokens are chosen and when a sequence ends. Meanings and ranges are vLLM's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Tokens of the answer at most; cut to what the context leaves.
+    /// Tokens of the answer at most; cut to what the context leaves. 0 only with `prompt_logprobs`.
     pub max_tokens: usize,
     /// No end before this many tokens.
     pub min_tokens: usize,
@@ -126,6 +126,8 @@ pub struct SamplingParams {
     /// Log probabilities of the chosen token and of this many best; natural logarithms of the model's own distribution,
     /// before penalties and temperature.
     pub logprobs: Option<usize>,
+    /// The same of the prompt's own tokens. Every position of the prompt is computed then, whatever the prefix cache holds.
+    pub prompt_logprobs: Option<usize>,
     /// Answers to the same prompt.
     pub n: usize,
 }
@@ -147,6 +149,7 @@ impl Default for SamplingParams {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            prompt_logprobs: None,
             n: 1,
         }
     }
@@ -177,9 +180,10 @@ impl SamplingParams {
             }
         }
         let counts = [
-            ("max_tokens", self.max_tokens, 1, usize::MAX),
+            ("max_tokens", self.max_tokens, usize::from(self.prompt_logprobs.is_none()), usize::MAX),
             ("n", self.n, 1, 128),
             ("logprobs", self.logprobs.unwrap_or(0), 0, 1000),
+            ("prompt_logprobs", self.prompt_logprobs.unwrap_or(0), 0, 1000),
             ("stop_token_ids", self.stop_token_ids.len(), 0, 1024),
             ("logit_bias", self.logit_bias.len(), 0, vocab_size),
         ];
@@ -222,12 +226,12 @@ pub enum FinishReason {
     Error,
 }
 
-/// A chosen token.
+/// A chosen token, or one of a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledToken {
     /// Its id.
     pub id: TokenId,
-    /// Its log probability, where asked for.
+    /// Its log probability, where asked for; nothing stands before a prompt's first token, so it has none.
     pub logprob: Option<f32>,
     /// The best tokens and theirs, best first.
     pub top: Vec<(TokenId, f32)>,
@@ -242,6 +246,9 @@ pub struct RequestOutput {
     pub seq_idx: usize,
     /// New tokens; a stop token is among them.
     pub tokens: Vec<SampledToken>,
+    /// The prompt's tokens, all of them: once, with the first sequence's first output, where
+    /// [`SamplingParams::prompt_logprobs`] asked for them.
+    pub prompt: Vec<SampledToken>,
     /// Set with the last output of the sequence.
     pub finish_reason: Option<FinishReason>,
     /// What went wrong, with [`FinishReason::Error`].

@@ -12,6 +12,8 @@ use deephold_base::TokenId;
 use crate::constraint::TokenMask;
 use crate::request::{SampledToken, SamplingParams};
 
+const NOT_NUMBERS: &str = "the model's logits are not numbers; verify its weights";
+
 /// A uniform number in 0..1 with 53 bits: SplitMix64's finalizer (Steele et al. 2014) over a counter.
 pub fn uniform(seed: u64, seq_idx: u64, place: u64) -> f64 {
     let mut z = mix(seed ^ mix(seq_idx.wrapping_add(0x9e37_79b9_7f4a_7c15)));
@@ -53,7 +55,7 @@ impl Choice<'_> {
         let Self { logits, params, .. } = *self;
         // One infinite logit or NaN would make every probability NaN; minus infinity only forbids a token.
         if !are_usable(logits) {
-            return Err("the model's logits are not numbers; verify its weights".into());
+            return Err(NOT_NUMBERS.into());
         }
         let changed = self.adjusted();
         let adjusted = changed.as_deref().unwrap_or(logits);
@@ -121,6 +123,18 @@ impl Choice<'_> {
         }
         Some(out)
     }
+}
+
+/// A prompt's token `id` with its log probability and the `k` best of the `logits` before it.
+///
+/// # Errors
+/// Logits that are not numbers.
+pub(crate) fn score(logits: &[f32], id: TokenId, k: usize) -> Result<SampledToken, String> {
+    if !are_usable(logits) {
+        return Err(NOT_NUMBERS.into());
+    }
+    let (logprob, top) = logprobs(logits, id, k);
+    Ok(SampledToken { id, logprob: Some(logprob), top })
 }
 
 /// Numbers, or minus infinity for what is forbidden, and at least one number.

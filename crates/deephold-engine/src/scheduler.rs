@@ -276,10 +276,9 @@ impl Scheduler {
     fn admit(&mut self, budget: Budget, now: Duration, out: &mut SchedulerOutput) -> Option<(Budget, bool)> {
         let key = self.waiting.next()?;
         let seq = self.waiting.get_mut(&key)?;
-        // A pooled sequence needs every position's hidden state, which no cache keeps.
-        let cached = match seq.pooled {
-            Some(_) => 0,
-            None => self.kv.cached_prefix(&mut seq.blocks, &seq.tokens),
+        let cached = match seq.needs_every_position() {
+            true => 0,
+            false => self.kv.cached_prefix(&mut seq.blocks, &seq.tokens),
         };
         let missing = seq.tokens.len() - cached;
         let num_tokens = self.fitting(cached, missing, budget);

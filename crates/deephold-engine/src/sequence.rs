@@ -15,6 +15,7 @@
 //! finds them in the prefix cache, once it runs again; the bits are the same.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use deephold_base::TokenId;
 
 use crate::constraint::Constraint;
 use crate::kv_cache_manager::SeqBlocks;
-use crate::request::{Pooling, RequestId, SamplingParams};
+use crate::request::{Pooling, RequestId, SampledToken, SamplingParams};
 
 /// A sequence's place in the order of service: higher priority first, then earlier arrival. Unique in an engine.
 pub(crate) type SeqKey = (Reverse<i32>, u64);
@@ -49,6 +50,8 @@ pub(crate) struct Sequence {
     pub(crate) weight: f32,
     pub(crate) constraint: Option<Box<dyn Constraint>>,
     pub(crate) pooled: Option<PooledSums>,
+    /// The prompt's tokens whose log probabilities are known, in order, until they are handed out.
+    pub(crate) scored: Option<Vec<SampledToken>>,
     pub(crate) arrived: Duration,
     /// When it first ran.
     pub(crate) started: Option<Duration>,
@@ -71,6 +74,23 @@ impl Sequence {
     /// Tokens that are known but not computed; 1 while decoding.
     pub(crate) fn num_missing(&self) -> usize {
         self.tokens.len() - self.num_computed
+    }
+
+    /// Whether positions of the prompt are still to be read that no cache keeps: all for a vector, logits for log probabilities.
+    pub(crate) fn needs_every_position(&self) -> bool {
+        self.pooled.is_some() || self.scored.as_ref().is_some_and(|s| s.len() < self.num_prompt)
+    }
+
+    /// Positions of a part up to `end` whose logits give the log probability of the prompt's token behind them.
+    pub(crate) fn to_score(&self, end: usize) -> Range<usize> {
+        match &self.scored {
+            // What was known before a preemption is not read again.
+            Some(scored) => {
+                let end = end.min(self.num_prompt - 1);
+                self.num_computed.max(scored.len() - 1).min(end)..end
+            }
+            None => 0..0,
+        }
     }
 
     /// Forgets what was computed; its blocks must be free already.

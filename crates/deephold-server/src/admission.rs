@@ -79,7 +79,7 @@ impl Permit {
             app: Arc::clone(app),
             record: Some(record::asked(app.policy, request_id, endpoint, who, request)),
             model: request.model.name.clone(),
-            answers: vec![Answer::default(); request.params.n],
+            answers: vec![Answer::default(); request.num_answers()],
             usage: Usage::default(),
         }
     }

@@ -54,6 +54,7 @@ pub(crate) fn params(p: &SamplingParams, stops: &[String]) -> Value {
         "repetition_penalty": p.repetition_penalty, "presence_penalty": p.presence_penalty,
         "frequency_penalty": p.frequency_penalty, "logit_bias": p.logit_bias, "stop": stops,
         "stop_token_ids": p.stop_token_ids, "ignore_eos": p.ignore_eos, "logprobs": p.logprobs,
+        "prompt_logprobs": p.prompt_logprobs,
     })
 }
 
@@ -65,6 +66,7 @@ pub(crate) fn asked(
     who: &Principal,
     request: &ValidRequest,
 ) -> Value {
+    let texts: Vec<(&str, &str)> = request.chat_prompt.iter().map(|text| ("text", text.as_str())).collect();
     json!({
         "request_id": request_id,
         "endpoint": endpoint,
@@ -75,7 +77,7 @@ pub(crate) fn asked(
         "facts": request.model.facts,
         "program": env!("CARGO_PKG_VERSION"),
         "params": params(&request.params, &request.stops),
-        "prompt": kept(policy, &request.prompt, &[("text", request.chat_prompt.as_deref().unwrap_or(""))]),
+        "prompts": request.prompts.iter().map(|ids| kept(policy, ids, &texts)).collect::<Vec<_>>(),
     })
 }
 

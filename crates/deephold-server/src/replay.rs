@@ -24,7 +24,7 @@ pub struct Recorded {
     pub facts: ModelFacts,
     endpoint: String,
     params: SamplingParams,
-    prompt: Ids,
+    prompts: Vec<Ids>,
     answers: Vec<Ids>,
 }
 
@@ -87,11 +87,14 @@ impl Recorded {
         let part = |name: &'static str| data.get(name).ok_or_else(|| wrong(format!("has no `{name}`")));
         let facts = serde_json::from_value(part("facts")?.clone())
             .map_err(|e| wrong(format!("has `facts` that cannot be read: {e}")))?;
-        let prompt =
-            Ids::parse(part("prompt")?).ok_or_else(|| wrong("has a `prompt` that cannot be read"))?;
-        let answers = part("answers")?.as_array().and_then(|a| a.iter().map(Ids::parse).collect());
-        let answers: Vec<Ids> = answers.ok_or_else(|| wrong("has `answers` that cannot be read"))?;
-        let params = params(part("params")?).filter(|p| p.n == answers.len());
+        let list = |name: &'static str| {
+            let list =
+                part(name)?.as_array().and_then(|a| a.iter().map(Ids::parse).collect::<Option<Vec<_>>>());
+            list.ok_or_else(|| wrong(format!("has `{name}` that cannot be read")))
+        };
+        let (prompts, answers) = (list("prompts")?, list("answers")?);
+        let params =
+            params(part("params")?).filter(|p| p.n.checked_mul(prompts.len()) == Some(answers.len()));
         Ok(Self {
             request_id: text("request_id")?,
             model: text("model")?,
@@ -99,23 +102,24 @@ impl Recorded {
             endpoint: text("endpoint")?,
             facts,
             params: params.ok_or_else(|| wrong("has `params` that cannot be read"))?,
-            prompt,
+            prompts,
             answers,
         })
     }
 
-    /// The prompt's ids: the record's own, or those of `request`, the body as it was sent.
+    /// The prompts' ids: the record's own, or those of `request`, the body as it was sent.
     ///
     /// # Errors
     /// The record keeps digests alone and no body is given, the body cannot be read, or it is not the one that was answered.
-    pub fn prompt(
+    pub fn prompts(
         &self,
         request: Option<&[u8]>,
         tokenizer: &Tokenizer,
         chat: Option<&ChatFormat>,
-    ) -> Result<Vec<TokenId>, ServerError> {
-        let ids = match (request, &self.prompt.ids) {
-            (None, Some(ids)) => return Ok(ids.clone()),
+    ) -> Result<Vec<Vec<TokenId>>, ServerError> {
+        let recorded: Option<Vec<_>> = self.prompts.iter().map(|p| p.ids.clone()).collect();
+        let prompts = match (request, recorded) {
+            (None, Some(prompts)) => return Ok(prompts),
             (None, None) => {
                 return Err(wrong("keeps digests of its prompt alone; give the body as it was sent"));
             }
@@ -123,14 +127,19 @@ impl Recorded {
                 let body =
                     serde_json::from_slice(body).map_err(|e| wrong(format!("needs a body in JSON: {e}")))?;
                 let read = Fields::of_body(body).and_then(|mut fields| match self.endpoint.as_str() {
-                    "/v1/completions" => completions::prompt(&mut fields, tokenizer),
-                    _ => Ok(chat::prompt(&mut fields, tokenizer, chat)?.1),
+                    "/v1/completions" => {
+                        Ok(completions::prompts(&mut fields, tokenizer)?.into_iter().map(|p| p.ids).collect())
+                    }
+                    _ => Ok(vec![chat::prompt(&mut fields, tokenizer, chat)?.1]),
                 });
-                read.map_err(|e| wrong(format!("needs another body: {}", e.message)))?
+                let read: Vec<Vec<TokenId>> =
+                    read.map_err(|e| wrong(format!("needs another body: {}", e.message)))?;
+                read
             }
         };
-        if ids_sha256(&ids) == self.prompt.sha256 {
-            Ok(ids)
+        let same = |(ids, recorded): (&Vec<TokenId>, &Ids)| ids_sha256(ids) == recorded.sha256;
+        if prompts.len() == self.prompts.len() && prompts.iter().zip(&self.prompts).all(same) {
+            Ok(prompts)
         } else {
             Err(wrong("is of another request: the body gives a prompt with another digest"))
         }
@@ -179,6 +188,7 @@ fn params(value: &Value) -> Option<SamplingParams> {
         stop_token_ids: token_ids(field("stop_token_ids")?.as_array()?)?,
         ignore_eos: field("ignore_eos")?.as_bool()?,
         logprobs: None,
+        prompt_logprobs: None,
         n: count("n")?,
     })
 }
@@ -193,7 +203,7 @@ mod tests {
         let ids = |ids: &[TokenId]| json!({ "tokens": ids.len(), "ids_sha256": ids_sha256(ids), "ids": ids });
         json!({
             "request_id": "r-1", "model": "m", "program": "0.1.0", "endpoint": "/v1/completions",
-            "facts": { "digest": "sha256:0" }, "prompt": ids(&[1, 2]), "answers": [ids(&[5, 6, 7])],
+            "facts": { "digest": "sha256:0" }, "prompts": [ids(&[1, 2])], "answers": [ids(&[5, 6, 7])],
             "params": crate::record::params(&SamplingParams {
                 temperature: 0.6, top_p: 0.95, seed: Some(u64::MAX), logit_bias: vec![(3, -1.5)],
                 stop_token_ids: vec![9], ..SamplingParams::default()
@@ -222,7 +232,7 @@ mod tests {
         for (path, value) in [
             ("/answers/0/ids/1", json!(8)),
             ("/answers/0/tokens", json!(-3)),
-            ("/prompt/ids_sha256", json!("")),
+            ("/prompts/0/ids_sha256", json!("")),
             ("/params/n", json!(2)),
             ("/params/logit_bias", json!([[3]])),
             ("/facts", json!(3)),

@@ -120,3 +120,72 @@ fn the_guide_answers_through_the_thread() {
         std::thread::yield_now();
     }
 }
+
+/// The log probabilities of a prompt's tokens are those that the same tokens had when they were answered, to the bit, whatever
+/// steps, threads, cached prefixes and preemptions the prompt goes through.
+#[test]
+fn a_prompt_is_scored_as_it_was_answered() {
+    let model = load(&guide_dir());
+    let mut core = engine(&model, 1, 100, 512);
+    let prompt: Vec<u32> = (0..9).map(|i| i * 31 % 500).collect();
+    let asked =
+        SamplingParams { max_tokens: 70, logprobs: Some(3), ignore_eos: true, ..SamplingParams::default() };
+    core.add_request(Request::new(0, prompt.clone(), asked)).unwrap();
+    let mut answer = Vec::new();
+    while core.has_work() {
+        core.step().outputs.into_iter().for_each(|out| answer.extend(out.tokens));
+    }
+    assert_eq!(answer.len(), 70);
+    let whole: Vec<u32> = prompt.iter().copied().chain(answer.iter().map(|t| t.id)).collect();
+    // Few blocks: the two preempt each other. The engines that have room know the prefix from the first round.
+    for (threads, blocks, budget) in [(1, 100, 512), (2, 100, 8), (2, 8, 13)] {
+        let mut core = engine(&model, threads, blocks, budget);
+        for round in 0..2 {
+            let score = SamplingParams {
+                max_tokens: round,
+                prompt_logprobs: Some(3),
+                n: 2,
+                ..SamplingParams::default()
+            };
+            core.add_request(Request::new(0, whole.clone(), score)).unwrap();
+            core.add_request(Request::new(
+                1,
+                prompt.clone(),
+                SamplingParams { max_tokens: 60, ..SamplingParams::default() },
+            ))
+            .unwrap();
+            let (mut scored, mut ends) = (Vec::new(), Vec::new());
+            while core.has_work() {
+                for out in core.step().outputs.into_iter().filter(|o| o.id.0 == 0) {
+                    assert!(out.prompt.is_empty() || scored.is_empty(), "once");
+                    scored.extend(out.prompt);
+                    ends.extend(out.finish_reason.map(|end| (end, out.tokens.len())));
+                }
+            }
+            assert!(blocks > 8 || core.stats().preemptions > 0);
+            assert_eq!(ends, [(FinishReason::Length, round); 2]);
+            assert_eq!(scored.iter().map(|t| t.id).collect::<Vec<_>>(), whole);
+            assert_eq!((scored[0].logprob, scored[0].top.len()), (None, 0));
+            assert_eq!(scored[prompt.len()..], answer);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_asked_for_only_where_the_prompt_is() {
+    let mut core = engine(&load(&guide_dir()), 1, 100, 512);
+    let params =
+        |prompt_logprobs| SamplingParams { max_tokens: 0, prompt_logprobs, ..SamplingParams::default() };
+    let refused = core.add_request(Request::new(0, vec![1], params(None))).unwrap_err();
+    assert!(refused.to_string().contains("max_tokens"), "{refused}");
+    assert!(core.add_request(Request::new(0, vec![1; 513], params(Some(0)))).is_err());
+    // A prompt as long as the context, and the shortest one.
+    for len in [512, 1] {
+        core.add_request(Request::new(0, vec![1; len], params(Some(0)))).unwrap();
+        let mut scored = 0;
+        while core.has_work() {
+            core.step().outputs.iter().for_each(|out| scored += out.prompt.len());
+        }
+        assert_eq!(scored, len);
+    }
+}

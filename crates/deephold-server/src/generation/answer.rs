@@ -1,6 +1,7 @@
 //! Whole answers, assembled from deltas.
 
 use deephold_base::TokenId;
+use deephold_engine::SampledToken;
 
 use super::stream::{Delta, End, TokenDelta};
 
@@ -13,12 +14,14 @@ pub(crate) struct Usage {
     pub(crate) reasoning_tokens: usize,
 }
 
-/// One of a request's `n` answers.
+/// One of a request's answers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Answer {
     pub(crate) reasoning: String,
     pub(crate) content: String,
     pub(crate) tokens: Vec<TokenDelta>,
+    /// The prompt's tokens, where their log probabilities were asked for.
+    pub(crate) prompt: Vec<SampledToken>,
     /// All ids, the end's included.
     pub(crate) ids: Vec<TokenId>,
     pub(crate) end: Option<End>,
@@ -29,6 +32,7 @@ impl Answer {
         self.reasoning.push_str(&delta.reasoning);
         self.content.push_str(&delta.content);
         self.tokens.extend(delta.tokens.iter().cloned());
+        self.prompt.extend(delta.prompt.iter().cloned());
         self.ids.extend(&delta.ids);
         self.end = delta.end.or(self.end);
     }

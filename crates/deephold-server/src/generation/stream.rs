@@ -42,8 +42,10 @@ pub(crate) struct TokenDelta {
 /// What became certain of one answer.
 #[derive(Debug, Default)]
 pub(crate) struct Delta {
-    /// Which of the `n`.
+    /// Which of the request's answers.
     pub(crate) index: usize,
+    /// The prompt's tokens, where their log probabilities were asked for: before anything else of the first answer to it.
+    pub(crate) prompt: Vec<SampledToken>,
     pub(crate) reasoning: String,
     pub(crate) content: String,
     pub(crate) tokens: Vec<TokenDelta>,
@@ -58,15 +60,21 @@ struct Sequence {
     /// None for plain completions.
     splitter: Option<ReasoningSplitter>,
     is_open: bool,
+    /// Its first output has come.
+    is_counted: bool,
 }
 
-/// A request in the engine. Dropping it ends its work by the end of the running step.
+/// A request's prompts in the engine. Dropping it ends its work by the end of the running step.
 pub(crate) struct Generation {
     model: Arc<Hosted>,
-    id: RequestId,
-    outputs: mpsc::UnboundedReceiver<RequestOutput>,
+    /// One for each prompt.
+    ids: Vec<RequestId>,
+    /// With the prompt's number.
+    outputs: mpsc::UnboundedReceiver<(usize, RequestOutput)>,
     unread: Arc<AtomicUsize>,
+    /// `n` for each prompt.
     sequences: Vec<Sequence>,
+    n: usize,
     pub(crate) usage: Usage,
     pub(crate) started: Instant,
     pub(crate) first_token: Option<Duration>,
@@ -74,49 +82,60 @@ pub(crate) struct Generation {
 }
 
 impl Generation {
-    /// Gives the request to the engine and waits until it is accepted.
+    /// Gives all prompts to the engine and waits until they are accepted; where one is not, none is computed.
     pub(crate) async fn start(request: &ValidRequest, tenant: Arc<str>) -> ApiResult<Self> {
         let model = Arc::clone(&request.model);
-        let id = model.next_id();
-        let mut engine_request = Request::new(id, request.prompt.clone(), request.params.clone());
-        engine_request.tenant = tenant;
-        engine_request.deadline = Some(model.engine.now().saturating_add(request.timeout));
-        // Bounded by pausing: the sink says so when too many lie unread, and one step adds `n` at most.
+        let deadline = model.engine.now().saturating_add(request.timeout);
         let (sender, outputs) = mpsc::unbounded_channel();
-        let unread = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&unread);
-        let sink = Box::new(move |output: RequestOutput| {
-            let lying = counted.fetch_add(1, Ordering::SeqCst) + 1;
-            match sender.send(output) {
-                Err(_) => Delivery::Closed,
-                Ok(()) if lying >= UNREAD_MAX => Delivery::Pause,
-                Ok(()) => Delivery::Ready,
-            }
-        });
-        let (answer, accepted) = oneshot::channel();
-        model.engine.submit_with(engine_request, sink, Box::new(move |result| _ = answer.send(result)))?;
-        let sequences = (0..request.params.n).map(|_| Sequence::new(request)).collect();
-        let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
-        let (started, id) = (Instant::now(), RequestId(id));
-        let generation = Self {
-            model,
-            id,
+        let (n, prompts) = (request.params.n, &request.prompts);
+        // From here on, dropping it ends what was accepted.
+        let mut generation = Self {
+            ids: Vec::with_capacity(prompts.len()),
             outputs,
-            unread,
-            sequences,
-            usage,
-            started,
+            unread: Arc::default(),
+            sequences: prompts
+                .iter()
+                .flat_map(|prompt| (0..n).map(move |_| Sequence::new(request, prompt)))
+                .collect(),
+            n,
+            usage: Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() },
+            started: Instant::now(),
             first_token: None,
             queue_time: Duration::ZERO,
+            model,
         };
-        accepted.await.map_err(|_| ApiError::from(deephold_engine::EngineError::Stopped))??;
+        let mut all_accepted = Vec::with_capacity(prompts.len());
+        for (number, prompt) in prompts.iter().enumerate() {
+            let id = generation.model.next_id();
+            let mut engine_request = Request::new(id, prompt.clone(), request.params.clone());
+            engine_request.tenant = Arc::clone(&tenant);
+            engine_request.deadline = Some(deadline);
+            // Bounded by pausing: the sink says so when too many lie unread, and one step adds one a sequence at most.
+            let (sender, counted) = (sender.clone(), Arc::clone(&generation.unread));
+            let sink = Box::new(move |output: RequestOutput| {
+                let lying = counted.fetch_add(1, Ordering::SeqCst) + 1;
+                match sender.send((number, output)) {
+                    Err(_) => Delivery::Closed,
+                    Ok(()) if lying >= UNREAD_MAX => Delivery::Pause,
+                    Ok(()) => Delivery::Ready,
+                }
+            });
+            let (answer, accepted) = oneshot::channel();
+            let answer = Box::new(move |result| _ = answer.send(result));
+            generation.model.engine.submit_with(engine_request, sink, answer)?;
+            generation.ids.push(RequestId(id));
+            all_accepted.push(accepted);
+        }
+        for accepted in all_accepted {
+            accepted.await.map_err(|_| ApiError::from(deephold_engine::EngineError::Stopped))??;
+        }
         Ok(generation)
     }
 
     /// What becomes certain next; `None` after every answer has ended.
     pub(crate) async fn next(&mut self) -> Option<ApiResult<Delta>> {
         while self.sequences.iter().any(|s| s.is_open) {
-            let Some(output) = self.outputs.recv().await else {
+            let Some((prompt, output)) = self.outputs.recv().await else {
                 return Some(Err(ApiError::internal(
                     "the engine ended without a word; the server's log says why",
                 )));
@@ -124,9 +143,9 @@ impl Generation {
             let before = self.unread.fetch_sub(1, Ordering::SeqCst);
             // Half the bound read: the engine may go on, if it was paused.
             if before == UNREAD_MAX / 2 {
-                self.model.engine.resume(self.id);
+                self.ids.iter().for_each(|id| self.model.engine.resume(*id));
             }
-            match self.take(output) {
+            match self.take(prompt, output) {
                 Ok(Some(delta)) => return Some(Ok(delta)),
                 Ok(None) => {}
                 Err(e) => return Some(Err(e)),
@@ -135,21 +154,23 @@ impl Generation {
         None
     }
 
-    fn take(&mut self, output: RequestOutput) -> ApiResult<Option<Delta>> {
+    fn take(&mut self, prompt: usize, output: RequestOutput) -> ApiResult<Option<Delta>> {
         if output.finish_reason == Some(FinishReason::Error) {
             let message = output.message.unwrap_or_else(|| "the engine failed".to_owned());
             return Err(ApiError::internal(message));
         }
-        let index = output.seq_idx;
+        let index = prompt * self.n + output.seq_idx;
         // An answer that ended at a stop string may still get tokens that were on their way.
         let Some(sequence) = self.sequences.get_mut(index).filter(|s| s.is_open) else { return Ok(None) };
-        if index == 0 {
-            (self.usage.cached_tokens, self.queue_time) = (output.cached_tokens, output.queue_time);
+        if output.seq_idx == 0 && !sequence.is_counted {
+            sequence.is_counted = true;
+            self.usage.cached_tokens += output.cached_tokens;
+            self.queue_time = self.queue_time.max(output.queue_time);
         }
         if !output.tokens.is_empty() && self.first_token.is_none() {
             self.first_token = Some(self.started.elapsed());
         }
-        let mut delta = Delta { index, ..Delta::default() };
+        let mut delta = Delta { index, prompt: output.prompt, ..Delta::default() };
         let stopped = output.finish_reason == Some(FinishReason::Stop);
         let count = output.tokens.len();
         for (i, token) in output.tokens.into_iter().enumerate() {
@@ -167,9 +188,10 @@ impl Generation {
                 sequence.is_open = false;
                 sequence.finish_text(&mut delta);
                 delta.end = Some(End::Stop);
-                // Other answers of the request go on; this one's tokens are no longer read.
-                if self.sequences.iter().all(|s| !s.is_open) {
-                    self.model.engine.abort(self.id);
+                // Other answers to the prompt go on; this one's tokens are no longer read.
+                let of_prompt = prompt * self.n..(prompt + 1) * self.n;
+                if self.sequences[of_prompt].iter().all(|s| !s.is_open) {
+                    self.model.engine.abort(self.ids[prompt]);
                 }
                 return Ok(Some(delta));
             }
@@ -199,13 +221,13 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         if self.sequences.iter().any(|s| s.is_open) {
-            self.model.engine.abort(self.id);
+            self.ids.iter().for_each(|id| self.model.engine.abort(*id));
         }
     }
 }
 
 impl Sequence {
-    fn new(request: &ValidRequest) -> Self {
+    fn new(request: &ValidRequest, prompt: &[TokenId]) -> Self {
         let tokenizer = &request.model.tokenizer;
         let marks = [deephold_tokenizer::THINK_OPEN, deephold_tokenizer::THINK_CLOSE];
         let shown = match request.chat_prompt {
@@ -213,10 +235,11 @@ impl Sequence {
             None => Vec::new(),
         };
         Self {
-            detokenizer: Detokenizer::after(tokenizer, &request.prompt).show(shown),
+            detokenizer: Detokenizer::after(tokenizer, prompt).show(shown),
             stops: StopMatcher::new(request.stops.iter().cloned()),
             splitter: request.chat_prompt.as_deref().map(ReasoningSplitter::after_prompt),
             is_open: true,
+            is_counted: false,
         }
     }
 

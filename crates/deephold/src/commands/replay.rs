@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use deephold_audit::{Filter, Reader, Record};
 use deephold_base::{ErrorCode, TokenId};
-use deephold_engine::{EngineCore, FinishReason, Request};
+use deephold_engine::{EngineCore, FinishReason, Request, SamplingParams};
 use deephold_kernels::Isa;
 use deephold_server::Recorded;
 use serde_json::json;
@@ -50,8 +50,8 @@ pub(crate) fn run(args: &AuditReplayArgs) -> Result<ExitCode> {
     let mut core = loaded.engine(&engine, params.n, |_| ())?;
     let tokenizer = loaded.tokenizer()?;
     let chat = chat_format(&loaded.checkpoint, tokenizer)?;
-    let prompt = recorded.prompt(body.as_deref().map(str::as_bytes), tokenizer, chat.as_ref())?;
-    let answers = recorded.compare(&compute(&mut core, Request::new(0, prompt, params))?);
+    let prompts = recorded.prompts(body.as_deref().map(str::as_bytes), tokenizer, chat.as_ref())?;
+    let answers = recorded.compare(&compute(&mut core, &prompts, &params)?);
 
     let same = answers.iter().all(|a| a.same);
     let code = if same { ExitCode::SUCCESS } else { ExitCode::from(65) };
@@ -131,12 +131,17 @@ fn engine_args(args: &AuditReplayArgs, recorded: &Recorded) -> Result<EngineArgs
     })
 }
 
-/// All answers' ids.
-fn compute(core: &mut EngineCore, request: Request) -> Result<Vec<Vec<TokenId>>> {
-    let mut answers = vec![Vec::new(); request.params.n];
-    let bar =
-        terminal::step_bar("computing", request.params.max_tokens.saturating_mul(request.params.n) as u64);
-    core.add_request(request)?;
+/// All answers' ids, those to the first prompt first.
+fn compute(
+    core: &mut EngineCore,
+    prompts: &[Vec<TokenId>],
+    params: &SamplingParams,
+) -> Result<Vec<Vec<TokenId>>> {
+    let mut answers = vec![Vec::new(); prompts.len() * params.n];
+    let bar = terminal::step_bar("computing", params.max_tokens.saturating_mul(answers.len()) as u64);
+    for (id, prompt) in (0..).zip(prompts) {
+        core.add_request(Request::new(id, prompt.clone(), params.clone()))?;
+    }
     while core.has_work() {
         for output in core.step().outputs {
             if output.finish_reason == Some(FinishReason::Error) {
@@ -144,7 +149,8 @@ fn compute(core: &mut EngineCore, request: Request) -> Result<Vec<Vec<TokenId>>>
                 return Err(fail(ErrorCode::InvalidInput, message));
             }
             bar.inc(output.tokens.len() as u64);
-            answers[output.seq_idx].extend(output.tokens.iter().map(|t| t.id));
+            answers[output.id.0 as usize * params.n + output.seq_idx]
+                .extend(output.tokens.iter().map(|t| t.id));
         }
     }
     bar.finish_and_clear();

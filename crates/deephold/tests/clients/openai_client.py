@@ -19,6 +19,13 @@ streamed = list(client.completions.create(**ask, stream=True, stream_options={"i
 assert "".join(c.choices[0].text for c in streamed if c.choices) == one.choices[0].text
 assert streamed[-1].choices == [] and streamed[-1].usage.completion_tokens == one.usage.completion_tokens
 
+# As evaluation harnesses ask: several prompts, and the log probabilities of their own tokens.
+both = client.completions.create(model=model, prompt=["Once upon a time", "The end"], echo=True, logprobs=1, max_tokens=1, temperature=0)
+assert [c.index for c in both.choices] == [0, 1] and both.choices[0].text.startswith("Once upon a time")
+for scored in (c.logprobs for c in both.choices):
+    assert scored.token_logprobs[0] is None and all(lp <= 0 for lp in scored.token_logprobs[1:])
+    assert len(scored.tokens) == len(scored.top_logprobs) == len(scored.text_offset)
+
 if has_template == "yes":
     chat = lambda **more: client.chat.completions.create(model=model, messages=question, max_tokens=16, **more)
     whole = chat(temperature=0, logprobs=True, top_logprobs=3)

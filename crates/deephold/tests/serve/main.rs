@@ -102,7 +102,7 @@ fn an_answer_is_the_models_streamed_or_not_and_is_recorded() {
     let records = records(&dir.join("state"), "request");
     assert_eq!(records.len(), 5);
     let first = &records[4]["data"];
-    assert_eq!(first["prompt"]["ids"], expected["prompt_ids"]);
+    assert_eq!(first["prompts"][0]["ids"], expected["prompt_ids"]);
     assert_eq!(first["answers"][0]["ids"], expected["answer_ids"]);
     assert_eq!((&first["outcome"], &first["model"]), (&object!("completed"), &object!("guide")));
     assert!(first["facts"]["digest"].as_str().is_some_and(|d| d.starts_with("sha256:")));
@@ -193,6 +193,88 @@ fn plain_completions_continue_a_prompt() {
             (400, object!("tokens")),
             "{bad}"
         );
+    }
+}
+
+/// What evaluation harnesses ask for: many prompts at once, and what the model thinks of their own tokens.
+#[test]
+fn prompts_in_lists_and_their_own_log_probabilities() {
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    let service = Service::start(&state, &[]);
+    let expected = expected();
+    let ids = |name: &str| expected[name].as_array().expect("ids").clone();
+    let (prompt, answer) = (ids("prompt_ids"), ids("answer_ids"));
+    let ask = |more: Value| {
+        let mut body = object!({ "model": "guide", "temperature": 0 });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        service.post("/v1/completions", &body)
+    };
+    let answered = ask(object!({ "prompt": prompt, "max_tokens": 100, "logprobs": 2 })).json();
+    let answered = &answered["choices"][0];
+    // The answer's tokens, scored as part of a prompt, have the log probabilities that they were answered with.
+    let whole: Vec<Value> = [&prompt[..], &answer[..answer.len() - 1]].concat();
+    let scored = ask(object!({
+        "prompt": [whole, prompt, "Hello"], "max_tokens": 0, "echo": true, "logprobs": 2,
+    }));
+    let scored = scored.json();
+    let first = &scored["choices"][0];
+    for field in ["tokens", "token_logprobs", "top_logprobs"] {
+        let list = first["logprobs"][field].as_array().expect("a list");
+        assert_eq!(list.len(), whole.len());
+        assert_eq!(object!(list[prompt.len()..]), answered["logprobs"][field], "{field}");
+    }
+    assert_eq!(first["logprobs"]["token_logprobs"][0], Value::Null);
+    let text = first["text"].as_str().expect("text");
+    assert!(text.ends_with(answered["text"].as_str().expect("text")) && text.contains(QUESTION), "{text}");
+    let offsets = first["logprobs"]["text_offset"].as_array().expect("offsets");
+    assert!(offsets[0] == 0 && offsets.is_sorted_by_key(|o| o.as_u64()) && offsets.len() == whole.len());
+    assert_eq!(scored["choices"][2]["text"], "Hello");
+    let usage = &scored["usage"];
+    assert_eq!(
+        (&usage["completion_tokens"], scored["choices"].as_array().map(Vec::len)),
+        (&object!(0), Some(3))
+    );
+    // Several answers to several prompts, in their order, as each prompt alone gets them; streamed or not.
+    let many = object!({ "prompt": ["One", "Two"], "n": 2, "seed": 5, "temperature": 1, "max_tokens": 6, "echo": true });
+    let together = ask(many.clone()).json();
+    for (i, prompt) in ["One", "Two"].into_iter().enumerate() {
+        let alone =
+            ask(object!({ "prompt": prompt, "n": 2, "seed": 5, "temperature": 1, "max_tokens": 6 })).json();
+        for j in 0..2 {
+            let both = format!("{prompt}{}", alone["choices"][j]["text"].as_str().expect("text"));
+            assert_eq!(together["choices"][2 * i + j]["text"], both);
+        }
+    }
+    let mut streamed = vec![String::new(); 4];
+    let mut many = many;
+    many["stream"] = object!(true);
+    for event in ask(many).events() {
+        let choice = &event["choices"][0];
+        streamed[choice["index"].as_u64().expect("an index") as usize] +=
+            choice["text"].as_str().expect("text");
+    }
+    for (i, text) in streamed.iter().enumerate() {
+        assert_eq!(together["choices"][i]["text"], *text);
+    }
+    // One record, from which all four answers can be computed again.
+    let record = &records(&state, "request")[0];
+    assert_eq!(record["data"]["prompts"].as_array().map(Vec::len), Some(2));
+    let again = replay(&state, &record["seq"].to_string(), &[]);
+    assert_eq!((&again["same"], again["answers"].as_array().map(Vec::len)), (&object!(true), Some(4)));
+    let too_many = vec!["x"; 300];
+    for (bad, param) in [
+        (object!({ "prompt": [] }), "empty"),
+        (object!({ "prompt": ["a", 5] }), "prompt"),
+        (object!({ "prompt": [[1], [-1]] }), "prompt"),
+        (object!({ "prompt": [[1], [9_999_999]] }), "vocabulary"),
+        (object!({ "prompt": too_many }), "300"),
+        (object!({ "prompt": vec!["x"; 20], "n": 16 }), "256"),
+        (object!({ "prompt": "x", "max_tokens": 0 }), "max_tokens"),
+        (object!({ "prompt": "x", "best_of": 3 }), "best_of"),
+    ] {
+        let refused = ask(bad.clone());
+        assert!(refused.status == 400 && refused.body.contains(param), "{bad}: {}", refused.body);
     }
 }
 

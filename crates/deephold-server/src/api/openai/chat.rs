@@ -60,7 +60,14 @@ pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
         fields.only(field, &[], "is not offered yet")?;
     }
     fields.finish()?;
-    let request = ValidRequest { model, prompt, chat_prompt: Some(text), params: sampling, stops, timeout };
+    let request = ValidRequest {
+        model,
+        prompts: vec![prompt],
+        chat_prompt: Some(text),
+        params: sampling,
+        stops,
+        timeout,
+    };
     answer(call, request, streaming, Kind::Chat).await
 }
 

@@ -7,6 +7,7 @@ use deephold_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use super::params::{self, Fields, token_ids};
+use super::tokenize::text_of;
 use super::write::{Kind, answer};
 use crate::api::error::{ApiError, ApiResult};
 use crate::call::Call;
@@ -15,39 +16,75 @@ use crate::generation::ValidRequest;
 /// What the API takes where a request says nothing.
 const MAX_TOKENS: usize = 16;
 
+/// Prompts of a request, and answers to all of them, at most.
+const PROMPTS_MAX: usize = 256;
+
 pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
     let mut fields = Fields::of_body(params::json(&call.body)?)?;
     let model = params::model(&call, &mut fields)?;
-    let prompt = prompt(&mut fields, &model.tokenizer)?;
+    let prompts = prompts(&mut fields, &model.tokenizer)?;
     let streaming = params::streaming(&mut fields)?;
     let mut sampling = params::sampling(&mut fields, &model)?;
-    sampling.max_tokens = MAX_TOKENS;
-    if let Some(max) = fields.integer("max_tokens", 1, i64::from(u32::MAX))? {
-        sampling.max_tokens = max as usize;
-    }
+    let echo = fields.bool("echo")?.unwrap_or(false);
+    sampling.max_tokens = match fields.integer("max_tokens", 0, i64::from(u32::MAX))? {
+        None => MAX_TOKENS,
+        Some(0) if !echo => {
+            return Err(ApiError::param("max_tokens", "= 0 leaves nothing to answer without `echo`"));
+        }
+        Some(max) => max as usize,
+    };
     if let Some(top) = fields.integer("logprobs", 0, 20)? {
         sampling.logprobs = Some(top as usize);
+    }
+    if echo && (sampling.logprobs.is_some() || sampling.max_tokens == 0) {
+        sampling.prompt_logprobs = Some(sampling.logprobs.unwrap_or(0));
+    }
+    if prompts.len() * sampling.n > PROMPTS_MAX {
+        let message = format!("asks {} prompts for more than {PROMPTS_MAX} answers in all", prompts.len());
+        return Err(ApiError::param("n", message));
     }
     let stops = params::stops(&mut fields)?;
     let timeout = params::timeout(&mut fields, call.app.limits.request_time)?;
     fields.string("user")?;
-    fields.only("echo", &[json!(false)], "is not offered yet")?;
     fields.only("suffix", &[json!("")], "is not offered yet")?;
-    fields.only("best_of", &[json!(1)], "is not offered")?;
+    fields.only("best_of", &[json!(1), json!(sampling.n)], "is only offered as 1 or `n`")?;
     fields.finish()?;
-    let request = ValidRequest { model, prompt, chat_prompt: None, params: sampling, stops, timeout };
-    answer(call, request, streaming, Kind::Completion).await
+    let echoed = echo.then(|| prompts.iter().map(|p| p.text(&model.tokenizer)).collect());
+    let prompts = prompts.into_iter().map(|p| p.ids).collect();
+    let request = ValidRequest { model, prompts, chat_prompt: None, params: sampling, stops, timeout };
+    answer(call, request, streaming, Kind::Completion { echoed }).await
 }
 
-/// `prompt` as ids.
-pub(crate) fn prompt(fields: &mut Fields, tokenizer: &Tokenizer) -> ApiResult<Vec<TokenId>> {
+/// One of the prompts of a request.
+pub(crate) struct Prompt {
+    pub(crate) ids: Vec<TokenId>,
+    /// As it was given, where it was no list of ids.
+    text: Option<String>,
+}
+
+impl Prompt {
+    fn text(&self, tokenizer: &Tokenizer) -> String {
+        self.text.clone().unwrap_or_else(|| text_of(tokenizer, &self.ids))
+    }
+}
+
+/// `prompt`: a text, ids, or a list of texts or of lists of ids.
+pub(crate) fn prompts(fields: &mut Fields, tokenizer: &Tokenizer) -> ApiResult<Vec<Prompt>> {
+    let wrong = || ApiError::param("prompt", "must be a text, a list of token ids, or a list of either");
+    let one = |value: Value| match value {
+        Value::String(text) => Ok(Prompt { ids: tokenizer.encode_prompt(&text)?, text: Some(text) }),
+        Value::Array(ids) => Ok(Prompt { ids: token_ids(&ids).ok_or_else(wrong)?, text: None }),
+        _ => Err(wrong()),
+    };
     match fields.take("prompt") {
-        Some(Value::String(text)) => Ok(tokenizer.encode_prompt(&text)?),
-        Some(Value::Array(ids)) => token_ids(&ids).ok_or_else(|| {
-            let hint = "must be a text or a list of token ids; lists of prompts are not offered yet";
-            ApiError::param("prompt", hint)
-        }),
-        Some(_) => Err(ApiError::param("prompt", "must be a text or a list of token ids")),
+        Some(Value::Array(list)) if list.first().is_some_and(|v| !v.is_number()) => {
+            if list.len() > PROMPTS_MAX {
+                let message = format!("has {} entries; at most {PROMPTS_MAX} are taken", list.len());
+                return Err(ApiError::param("prompt", message));
+            }
+            list.into_iter().map(one).collect()
+        }
+        Some(value) => Ok(vec![one(value)?]),
         None => Err(ApiError::param("prompt", "is missing")),
     }
 }

@@ -2,7 +2,8 @@
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
-use deephold_tokenizer::Detokenizer;
+use deephold_base::TokenId;
+use deephold_tokenizer::{Detokenizer, Tokenizer};
 use serde_json::json;
 
 use super::params::{self, Fields, token_ids};
@@ -27,10 +28,14 @@ pub(crate) async fn detokenize(call: Call) -> ApiResult<Response<Body>> {
     let size = model.tokenizer.vocab_size();
     let ids = token_ids(&list).filter(|ids| ids.iter().all(|id| (*id as usize) < size));
     let ids = ids.ok_or_else(|| ApiError::param("tokens", format!("must be a list of ids below {size}")))?;
-    // Markers too: what was tokenized comes back.
-    let mut detokenizer = Detokenizer::new().keep_control(true);
-    let mut text: String = ids.iter().map(|id| detokenizer.push(&model.tokenizer, *id)).collect();
-    text.push_str(&detokenizer.finish());
-    let body = json!({ "prompt": text });
+    let body = json!({ "prompt": text_of(&model.tokenizer, &ids) });
     Ok(json_response(StatusCode::OK, &body))
+}
+
+/// The text of a prompt's ids, markers included: what was tokenized comes back.
+pub(super) fn text_of(tokenizer: &Tokenizer, ids: &[TokenId]) -> String {
+    let mut detokenizer = Detokenizer::new().keep_control(true);
+    let mut text: String = ids.iter().map(|id| detokenizer.push(tokenizer, *id)).collect();
+    text.push_str(&detokenizer.finish());
+    text
 }

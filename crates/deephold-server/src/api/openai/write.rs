@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
-use deephold_tokenizer::Tokenizer;
+use deephold_engine::SampledToken;
 use serde_json::{Value, json};
 
 use super::params::Streaming;
@@ -20,17 +20,20 @@ use crate::record::end_name;
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Which of the two APIs.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) enum Kind {
     Chat,
-    Completion,
+    Completion {
+        /// The prompts' texts, where answers begin with them.
+        echoed: Option<Vec<String>>,
+    },
 }
 
 impl Kind {
-    fn endpoint(self) -> &'static str {
+    fn endpoint(&self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
-            Self::Completion => "/v1/completions",
+            Self::Completion { .. } => "/v1/completions",
         }
     }
 }
@@ -45,10 +48,10 @@ struct Head {
 
 impl Head {
     fn body(&self, chunk: bool) -> Value {
-        let object = match (self.kind, chunk) {
+        let object = match (&self.kind, chunk) {
             (Kind::Chat, false) => "chat.completion",
             (Kind::Chat, true) => "chat.completion.chunk",
-            (Kind::Completion, _) => "text_completion",
+            (Kind::Completion { .. }, _) => "text_completion",
         };
         json!({ "id": self.id, "object": object, "created": self.created_s, "model": self.model })
     }
@@ -80,7 +83,8 @@ pub(super) async fn answer(
         created_s: call.app.unix_ms().unsigned_abs() / 1000,
         model: request.model.name.clone(),
     };
-    let walk = Walk { call, request, generation, permit, head };
+    let offsets = vec![0; request.num_answers()];
+    let walk = Walk { call, request, generation, permit, head, offsets };
     if !streaming.on {
         return walk.whole().await;
     }
@@ -99,6 +103,8 @@ struct Walk {
     generation: Generation,
     permit: Permit,
     head: Head,
+    /// Characters of each plain completion's tokens that were written.
+    offsets: Vec<usize>,
 }
 
 impl Walk {
@@ -125,10 +131,10 @@ impl Walk {
             }
         }
         self.close(Outcome::Completed).await?;
-        let tokenizer = &self.request.model.tokenizer;
-        let choices: Vec<Value> = (0..).zip(&self.permit.answers).map(|(index, answer)| {
+        let answers = std::mem::take(&mut self.permit.answers);
+        let choices: Vec<Value> = (0..).zip(&answers).map(|(index, answer)| {
             let reason = finish_reason(end_name(answer.end));
-            let logprobs = self.logprobs(tokenizer, &answer.tokens);
+            let logprobs = self.logprobs(index, &answer.prompt, &answer.tokens);
             match self.head.kind {
                 Kind::Chat => {
                     let mut message = json!({ "role": "assistant", "content": answer.content });
@@ -137,8 +143,9 @@ impl Walk {
                     }
                     json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
                 }
-                Kind::Completion => {
-                    json!({ "index": index, "text": answer.content, "logprobs": logprobs, "finish_reason": reason })
+                Kind::Completion { .. } => {
+                    let text = format!("{}{}", self.echoed(index), answer.content);
+                    json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason })
                 }
             }
         }).collect();
@@ -149,13 +156,18 @@ impl Walk {
     }
 
     async fn events(mut self, events: &EventSender, include_usage: bool) -> Result<(), Gone> {
-        if self.head.kind == Kind::Chat {
-            for index in 0..self.request.params.n {
-                let delta = json!({ "role": "assistant", "content": "" });
-                let choice =
-                    json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null });
-                self.chunk(events, vec![choice], include_usage).await?;
-            }
+        for index in 0..self.request.num_answers() {
+            let choice = match (&self.head.kind, self.echoed(index)) {
+                (Kind::Chat, _) => {
+                    let delta = json!({ "role": "assistant", "content": "" });
+                    json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null })
+                }
+                (Kind::Completion { .. }, "") => continue,
+                (Kind::Completion { .. }, text) => {
+                    json!({ "index": index, "text": text, "logprobs": null, "finish_reason": null })
+                }
+            };
+            self.chunk(events, vec![choice], include_usage).await?;
         }
         let gaps = self.call.app.metrics.gaps(&self.head.model);
         let mut last = Instant::now();
@@ -196,7 +208,7 @@ impl Walk {
                 Kind::Chat => {
                     json!({ "index": index, "delta": {}, "logprobs": null, "finish_reason": reason })
                 }
-                Kind::Completion => {
+                Kind::Completion { .. } => {
                     json!({ "index": index, "text": "", "logprobs": null, "finish_reason": reason })
                 }
             };
@@ -226,10 +238,10 @@ impl Walk {
     }
 
     /// What a delta brings to its reader; `None` for tokens whose text is not certain yet.
-    fn choice(&self, delta: &Delta) -> Option<Value> {
-        let logprobs = self.logprobs(&self.request.model.tokenizer, &delta.tokens);
+    fn choice(&mut self, delta: &Delta) -> Option<Value> {
+        let logprobs = self.logprobs(delta.index, &delta.prompt, &delta.tokens);
         let nothing = delta.reasoning.is_empty() && delta.content.is_empty();
-        if nothing && (logprobs.is_null() || delta.tokens.is_empty()) {
+        if nothing && (logprobs.is_null() || (delta.tokens.is_empty() && delta.prompt.is_empty())) {
             return None;
         }
         let index = delta.index;
@@ -244,45 +256,55 @@ impl Walk {
                 }
                 json!({ "index": index, "delta": out, "logprobs": logprobs, "finish_reason": null })
             }
-            Kind::Completion => {
+            Kind::Completion { .. } => {
                 json!({ "index": index, "text": delta.content, "logprobs": logprobs, "finish_reason": null })
             }
         })
     }
 
+    /// The text with which an answer begins, before the model's.
+    fn echoed(&self, index: usize) -> &str {
+        match &self.head.kind {
+            Kind::Completion { echoed: Some(texts) } => &texts[index / self.request.params.n],
+            _ => "",
+        }
+    }
+
     /// Null where none were asked for.
-    fn logprobs(&self, tokenizer: &Tokenizer, tokens: &[TokenDelta]) -> Value {
+    fn logprobs(&mut self, index: usize, prompt: &[SampledToken], tokens: &[TokenDelta]) -> Value {
         if self.request.params.logprobs.is_none() {
             return Value::Null;
         }
+        let tokenizer = &self.request.model.tokenizer;
         let text = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
         let entry = |id, logprob| json!({ "token": text(id), "logprob": logprob, "bytes": tokenizer.token_bytes(id) });
-        match self.head.kind {
-            Kind::Chat => {
-                // Clients join the tokens to the content; those of the thinking are not part of it.
-                let answer = tokens.iter().filter(|t| !t.is_reasoning);
-                let list: Vec<Value> = answer
-                    .map(|t| {
-                        let mut out = entry(t.token.id, t.token.logprob);
-                        out["top_logprobs"] =
-                            t.token.top.iter().map(|(id, lp)| entry(*id, Some(*lp))).collect();
-                        out
-                    })
-                    .collect();
-                json!({ "content": list })
-            }
-            Kind::Completion => {
-                let top = |t: &TokenDelta| -> Value {
-                    let pairs = t.token.top.iter().map(|(id, lp)| (text(*id), json!(lp)));
-                    Value::Object(pairs.collect())
-                };
-                json!({
-                    "tokens": tokens.iter().map(|t| text(t.token.id)).collect::<Vec<_>>(),
-                    "token_logprobs": tokens.iter().map(|t| t.token.logprob).collect::<Vec<_>>(),
-                    "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+        if self.head.kind == Kind::Chat {
+            // Clients join the tokens to the content; those of the thinking are not part of it.
+            let answer = tokens.iter().filter(|t| !t.is_reasoning);
+            let list: Vec<Value> = answer
+                .map(|t| {
+                    let mut out = entry(t.token.id, t.token.logprob);
+                    out["top_logprobs"] = t.token.top.iter().map(|(id, lp)| entry(*id, Some(*lp))).collect();
+                    out
                 })
-            }
+                .collect();
+            return json!({ "content": list });
         }
+        let all: Vec<&SampledToken> = prompt.iter().chain(tokens.iter().map(|t| &t.token)).collect();
+        let offset = &mut self.offsets[index];
+        let offsets: Vec<usize> =
+            all.iter().map(|t| std::mem::replace(offset, *offset + text(t.id).chars().count())).collect();
+        // Nothing stands before a prompt's first token, so nothing was likely there.
+        let top = |t: &&SampledToken| match t.logprob {
+            None => Value::Null,
+            Some(_) => Value::Object(t.top.iter().map(|(id, lp)| (text(*id), json!(lp))).collect()),
+        };
+        json!({
+            "tokens": all.iter().map(|t| text(t.id)).collect::<Vec<_>>(),
+            "token_logprobs": all.iter().map(|t| t.logprob).collect::<Vec<_>>(),
+            "top_logprobs": all.iter().map(top).collect::<Vec<_>>(),
+            "text_offset": offsets,
+        })
     }
 }
 
