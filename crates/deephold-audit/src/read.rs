@@ -39,6 +39,10 @@ pub struct Filter {
     pub kind: Option<String>,
     /// Of this tenant: `data.tenant`.
     pub tenant: Option<String>,
+    /// At this time or later: RFC 3339 in UTC, or the beginning of it, as a date is.
+    pub since: Option<String>,
+    /// Before this time.
+    pub until: Option<String>,
     /// With this text anywhere in the line.
     pub text: Option<String>,
 }
@@ -52,6 +56,9 @@ impl Filter {
                 .tenant
                 .as_ref()
                 .is_none_or(|t| record.data.get("tenant").and_then(Value::as_str) == Some(t))
+            // Times are written alike, so that their order is that of their texts.
+            && self.since.as_ref().is_none_or(|t| record.time.as_str() >= t.as_str())
+            && self.until.as_ref().is_none_or(|t| record.time.as_str() < t.as_str())
             && self.text.as_ref().is_none_or(|t| line.contains(t.as_str()))
     }
 }

@@ -94,9 +94,10 @@ pub(crate) fn authenticate(headers: &HeaderMap, store: &dyn Keys, now_ms: i64) -
         return Err(wrong());
     }
     let hash = hash(secret);
-    let found = store
-        .key_by_hash(&hash)
-        .map_err(|_| ApiError::internal("the key store failed; the server's log says why"))?;
+    let found = store.key_by_hash(&hash).map_err(|error| {
+        tracing::error!(%error, "the key store failed");
+        ApiError::internal("the key store failed; the server's log says why")
+    })?;
     // The store looks up by the hash of 256 random bits, whose timing tells nothing of the secret; compared once more in
     // constant time, so that no index decides alone.
     let key = found

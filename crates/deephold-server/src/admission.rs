@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
+use deephold_audit::AuditError;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 
 use crate::access::Principal;
 use crate::api::error::{ApiError, ApiResult};
-use crate::app::App;
+use crate::app::{App, note_log_state};
 use crate::generation::{Answer, Delta, Usage, ValidRequest};
 use crate::record;
 
@@ -38,29 +39,33 @@ impl Outcome {
 /// # Errors
 /// 503 as long as the log takes nothing.
 pub(crate) async fn recordable(app: &App) -> ApiResult<()> {
-    if !app.log_fails.load(Ordering::SeqCst) {
+    if !app.limits.refuse_unrecorded || !app.log_fails.load(Ordering::SeqCst) {
         return Ok(());
     }
-    append(app, "server", &json!({ "event": "log resumed" })).await
+    resume(app).await.map_err(|_| unrecordable())
 }
 
-/// Writes a record and waits until it is durable.
-async fn append(app: &App, kind: &'static str, record: &Value) -> ApiResult<()> {
-    let (answer, answered) = oneshot::channel();
-    app.log.append_with(kind, record, Box::new(move |result| _ = answer.send(result.is_ok())));
-    let is_written = answered.await.unwrap_or(false);
-    app.log_fails.store(!is_written, Ordering::SeqCst);
-    if is_written {
-        return Ok(());
-    }
+/// Tries the log again after a failure, with a record of what it lacks.
+async fn resume(app: &App) -> Result<(), AuditError> {
+    let unrecorded = app.unrecorded.load(Ordering::SeqCst);
+    app.record("server", &json!({ "event": "log resumed", "unrecorded": unrecorded })).await?;
+    app.unrecorded.fetch_sub(unrecorded, Ordering::SeqCst);
+    Ok(())
+}
+
+fn unrecordable() -> ApiError {
     let message = "the audit log takes no records, so nothing is answered; its disk may be full";
-    Err(ApiError::unavailable("audit_unavailable", message))
+    ApiError::unavailable("audit_unavailable", message)
 }
 
 /// The right to one answer, and the duty to record it.
 pub(crate) struct Permit {
     app: Arc<App>,
     record: Option<Value>,
+    started: Instant,
+    request_id: String,
+    key_id: String,
+    tenant: Arc<str>,
     model: String,
     /// What was answered so far.
     pub(crate) answers: Vec<Answer>,
@@ -78,6 +83,10 @@ impl Permit {
         Self {
             app: Arc::clone(app),
             record: Some(record::asked(app.policy, request_id, endpoint, who, request)),
+            started: Instant::now(),
+            request_id: request_id.to_owned(),
+            key_id: who.key_id.clone(),
+            tenant: Arc::clone(&who.tenant),
             model: request.model.name.clone(),
             answers: vec![Answer::default(); request.num_answers()],
             usage: Usage::default(),
@@ -96,16 +105,40 @@ impl Permit {
     /// 503 where the log does not take the record: what cannot be recorded is not answered.
     pub(crate) async fn close(&mut self, outcome: Outcome) -> ApiResult<()> {
         let Some(record) = self.finished(outcome) else { return Ok(()) };
-        let start = std::time::Instant::now();
-        let written = append(&self.app, "request", &record).await;
+        let start = Instant::now();
+        let written = match self.app.log_fails.load(Ordering::SeqCst) {
+            true => resume(&self.app).await,
+            false => Ok(()),
+        };
+        let written = match written {
+            Ok(()) => self.app.record("request", &record).await,
+            failed => failed,
+        };
         self.app.metrics.audit(start.elapsed());
-        written
+        if written.is_err() {
+            self.app.unrecorded.fetch_add(1, Ordering::SeqCst);
+            self.app.metrics.unrecorded();
+        }
+        if written.is_err() && self.app.limits.refuse_unrecorded { Err(unrecordable()) } else { Ok(()) }
     }
 
     fn finished(&mut self, outcome: Outcome) -> Option<Value> {
         let mut record = self.record.take()?;
         record::answered(self.app.policy, &mut record, &self.answers, self.usage, outcome.name());
         self.app.metrics.answered(&self.model, self.usage, outcome.name());
+        let Usage { prompt_tokens, cached_tokens, completion_tokens, .. } = self.usage;
+        tracing::info!(
+            request_id = self.request_id,
+            key_id = self.key_id,
+            tenant = &*self.tenant,
+            model = self.model,
+            outcome = outcome.name(),
+            prompt_tokens,
+            cached_tokens,
+            completion_tokens,
+            seconds = self.started.elapsed().as_secs_f64(),
+            "answered"
+        );
         Some(record)
     }
 }
@@ -114,8 +147,11 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(record) = self.finished(Outcome::Aborted) {
             // Nobody waits for it; where the log does not take it, the next request is refused.
-            let fails = Arc::clone(&self.app.log_fails);
-            let note = move |result: Result<_, _>| fails.store(result.is_err(), Ordering::SeqCst);
+            let (fails, unrecorded) = (Arc::clone(&self.app.log_fails), Arc::clone(&self.app.unrecorded));
+            let note = move |result: Result<_, _>| {
+                unrecorded.fetch_add(u64::from(result.is_err()), Ordering::SeqCst);
+                note_log_state(&fails, &result.map(drop));
+            };
             self.app.log.append_with("request", &record, Box::new(note));
         }
     }

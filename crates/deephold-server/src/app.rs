@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use deephold_audit::AuditLog;
+use deephold_audit::{AuditError, AuditLog};
 use deephold_base::Clock;
 use deephold_state::Keys;
+use tokio::sync::oneshot;
 
 use crate::backends::Models;
 use crate::metrics::Metrics;
@@ -24,8 +25,14 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// Plain HTTP although other machines reach the address.
     pub insecure_http: bool,
+    /// A socket that somebody else opened, as systemd does, instead of `bind`.
+    pub inherited: Option<Arc<std::net::TcpListener>>,
     /// How much the audit log keeps.
     pub policy: AuditPolicy,
+    /// Whether requests are refused while the audit log takes no records. Otherwise they are answered, counted and logged.
+    pub refuse_unrecorded: bool,
+    /// What was set, and by whom: noted in the audit log with the start.
+    pub settings: serde_json::Value,
     /// Connections at a time.
     pub connections: usize,
     /// Bytes of a body.
@@ -50,7 +57,10 @@ impl Default for ServerConfig {
             bind: SocketAddr::from(([127, 0, 0, 1], 8000)),
             tls: None,
             insecure_http: false,
+            inherited: None,
             policy: AuditPolicy::Full,
+            refuse_unrecorded: true,
+            settings: serde_json::Value::Null,
             connections: 1024,
             body_bytes: 8 << 20,
             body_time: Duration::from_secs(30),
@@ -74,6 +84,8 @@ pub(crate) struct App {
     pub(crate) is_draining: AtomicBool,
     /// The audit log did not take its last record.
     pub(crate) log_fails: Arc<AtomicBool>,
+    /// Records that it did not take since then.
+    pub(crate) unrecorded: Arc<AtomicU64>,
     pub(crate) clock: Arc<dyn Clock>,
     /// Of this start, so that numbers of two starts differ.
     pub(crate) run: String,
@@ -86,8 +98,31 @@ impl App {
         i64::try_from(self.clock.unix_time().as_millis()).unwrap_or(i64::MAX)
     }
 
+    /// Writes a record and waits until it is durable.
+    pub(crate) async fn record(
+        &self,
+        kind: &'static str,
+        data: &serde_json::Value,
+    ) -> Result<(), AuditError> {
+        let (answer, written) = oneshot::channel();
+        self.log.append_with(kind, data, Box::new(move |result| _ = answer.send(result.map(drop))));
+        let written = written.await.unwrap_or(Err(AuditError::Closed));
+        note_log_state(&self.log_fails, &written);
+        written
+    }
+
     /// A name that no other request has.
     pub(crate) fn next_request_id(&self) -> String {
         format!("{}-{}", self.run, self.next_request.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Keeps in mind whether the log took its last record; says so when that changes.
+pub(crate) fn note_log_state(log_fails: &AtomicBool, written: &Result<(), AuditError>) {
+    let failed = log_fails.swap(written.is_err(), Ordering::SeqCst);
+    match written {
+        Err(error) if !failed => tracing::error!(%error, "the audit log takes no records"),
+        Ok(()) if failed => tracing::info!("the audit log takes records again"),
+        _ => {}
     }
 }

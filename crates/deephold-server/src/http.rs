@@ -45,11 +45,19 @@ impl Server {
         models: Vec<HostedModel>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ServerError> {
-        if config.tls.is_none() && !config.bind.ip().is_loopback() && !config.insecure_http {
-            return Err(ServerError::Plaintext(config.bind));
-        }
         let bind = |source| ServerError::Bind { address: config.bind.to_string(), source };
-        let listener = TcpListener::bind(config.bind).await.map_err(bind)?;
+        let inherited = config.inherited.as_deref().map(std::net::TcpListener::try_clone).transpose();
+        let inherited = inherited.map_err(bind)?;
+        let address =
+            inherited.as_ref().map_or(Ok(config.bind), std::net::TcpListener::local_addr).map_err(bind)?;
+        if config.tls.is_none() && !address.ip().is_loopback() && !config.insecure_http {
+            return Err(ServerError::Plaintext(address));
+        }
+        let listener = match inherited {
+            None => TcpListener::bind(address).await,
+            Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)),
+        };
+        let listener = listener.map_err(bind)?;
         let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new(clock.unix_time()));
         let now_s = clock.unix_time().as_secs();
@@ -66,6 +74,7 @@ impl Server {
             limits: config,
             is_draining: AtomicBool::new(false),
             log_fails: Arc::default(),
+            unrecorded: Arc::default(),
             clock,
             run: deephold_audit::hex(&run),
             next_request: AtomicU64::new(1),
@@ -181,11 +190,9 @@ async fn note(app: &App, address: SocketAddr, what: &'static str) -> Result<(), 
     let data = json!({
         "event": what, "program": env!("CARGO_PKG_VERSION"), "address": address.to_string(),
         "models": models, "tls": app.limits.tls.is_some(), "insecure_http": app.limits.insecure_http,
-        "policy": format!("{:?}", app.policy).to_lowercase(),
+        "policy": format!("{:?}", app.policy).to_lowercase(), "settings": app.limits.settings,
     });
-    let (answer, written) = tokio::sync::oneshot::channel();
-    app.log.append_with("server", &data, Box::new(move |r| _ = answer.send(r.map(drop))));
-    Ok(written.await.unwrap_or(Err(deephold_audit::AuditError::Closed))?)
+    Ok(app.record("server", &data).await?)
 }
 
 /// One token from every model.

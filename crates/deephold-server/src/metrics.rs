@@ -48,6 +48,7 @@ pub(crate) struct Metrics {
     e2e: Times,
     queue: Times,
     audit: Histogram,
+    unrecorded: Counter,
     running: Family<Labels, Gauge>,
     waiting: Family<Labels, Gauge>,
     paused: Family<Labels, Gauge>,
@@ -79,6 +80,7 @@ impl Metrics {
             e2e: times(),
             queue: times(),
             audit: seconds(),
+            unrecorded: Counter::default(),
             running: Family::default(),
             waiting: Family::default(),
             paused: Family::default(),
@@ -105,6 +107,8 @@ impl Metrics {
     }
 
     fn register(&self, r: &mut Registry) {
+        let help = "Records of requests that the audit log did not take";
+        r.register("deephold_unrecorded_requests", help, self.unrecorded.clone());
         r.register("deephold_http_requests", "HTTP requests by route and status", self.http_requests.clone());
         r.register("deephold_requests", "Requests for answers by model and outcome", self.requests.clone());
         r.register("deephold_engine_step_seconds", "Time in steps of the engine", self.step_seconds.clone());
@@ -218,6 +222,11 @@ impl Metrics {
         self.generation_tokens.get_or_create(&labels).inc_by(usage.completion_tokens as u64);
         let labels = vec![("model_name", model.to_owned()), ("outcome", outcome.to_owned())];
         self.requests.get_or_create(&labels).inc();
+    }
+
+    /// The audit log did not take a record.
+    pub(crate) fn unrecorded(&self) {
+        self.unrecorded.inc();
     }
 
     pub(crate) fn audit(&self, took: Duration) {

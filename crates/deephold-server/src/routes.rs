@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -98,9 +99,17 @@ pub(crate) fn router(app: &Arc<App>) -> axum::Router {
 }
 
 async fn serve(app: Arc<App>, route: &'static Route, request: Request) -> Response<Body> {
-    let request_id = app.next_request_id();
+    let (request_id, start) = (app.next_request_id(), Instant::now());
     let result = admitted(&app, route, &request_id, request).await;
-    answer(&app, route.path, &request_id, result)
+    let response = answer(&app, route.path, &request_id, result);
+    let (status, seconds) = (response.status().as_u16(), start.elapsed().as_secs_f64());
+    // Probes and scrapes come every few seconds.
+    if route.method == Method::GET && status == 200 {
+        tracing::debug!(request_id, route = route.path, status, seconds, "request");
+    } else {
+        tracing::info!(request_id, route = route.path, status, seconds, "request");
+    }
+    response
 }
 
 async fn admitted(

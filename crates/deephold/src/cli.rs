@@ -35,6 +35,9 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Serve models over OpenAI's API; without MODEL the built-in guide
     Serve(ServeArgs),
+    /// Check and show the settings of `serve`
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Make, list and end API keys, also beside a running server
     #[command(subcommand)]
     Key(KeyCommand),
@@ -43,6 +46,36 @@ pub(crate) enum Command {
     Audit(AuditCommand),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Say whether file and environment are valid
+    Check(ConfigCheckArgs),
+    /// Show the value of every setting
+    Show(ConfigShowArgs),
+    /// Print a file with all settings, their defaults and what they do
+    Reference,
+}
+
+#[derive(Args)]
+pub(crate) struct ConfigCheckArgs {
+    /// The file [default: deephold.toml here, else in deephold/ of the user's configuration folder]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct ConfigShowArgs {
+    /// The file [default: deephold.toml here, else in deephold/ of the user's configuration folder]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Say where each value comes from
+    #[arg(long)]
+    pub(crate) origin: bool,
+    /// One JSON object of what is not a default, instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Subcommand)]
@@ -63,6 +96,8 @@ pub(crate) enum AuditCommand {
     Verify(AuditVerifyArgs),
     /// Show the newest records
     Show(AuditShowArgs),
+    /// Write records to a file: as they are, or as a table for a spreadsheet
+    Export(AuditExportArgs),
     /// Compute a recorded answer again and compare
     Replay(AuditReplayArgs),
 }
@@ -73,6 +108,9 @@ pub(crate) struct StateArgs {
     /// The state folder [default: deephold in the user's state folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
+    /// Settings [default: deephold.toml here, else in deephold/ of the user's configuration folder]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -87,10 +125,10 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub(crate) tls: bool,
     /// A certificate of the site (PEM, with those between it and its authority) [default: one of a local authority]
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) tls_cert: Option<PathBuf>,
     /// Its key (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) tls_key: Option<PathBuf>,
     /// A name or address that clients use, for the local certificate; again for several
     #[arg(long = "tls-name", value_name = "NAME")]
@@ -107,6 +145,24 @@ pub(crate) struct ServeArgs {
     /// Sequences that compute at the same time, for each model
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) max_seqs: usize,
+    /// What happens while the audit log takes no records
+    #[arg(long, value_enum, default_value_t = AuditFailureArg::Refuse)]
+    pub(crate) audit_failure: AuditFailureArg,
+    /// What is written to standard error of each request: never a prompt, an answer or a key
+    #[arg(long, value_enum, default_value_t = LogArg::Text)]
+    pub(crate) log: LogArg,
+    /// Connections at a time; others wait
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) connections: u32,
+    /// The largest body of a request
+    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_size)]
+    pub(crate) body_size: u64,
+    /// Seconds for a whole request, waiting included
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub(crate) request_time: u32,
+    /// Seconds for requests to end once the server is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub(crate) drain_time: u32,
     #[command(flatten)]
     pub(crate) state: StateArgs,
     #[command(flatten)]
@@ -118,6 +174,21 @@ pub(crate) enum AuditPolicyArg {
     Full,
     Hash,
     Redacted,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum AuditFailureArg {
+    /// Requests are refused before they compute anything
+    Refuse,
+    /// Requests are answered unrecorded, which is counted and logged
+    Answer,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum LogArg {
+    Off,
+    Text,
+    Json,
 }
 
 #[derive(Args)]
@@ -187,16 +258,61 @@ pub(crate) struct AuditVerifyArgs {
     pub(crate) json: bool,
 }
 
+/// Which log, and which of its records.
+#[derive(Args)]
+pub(crate) struct RecordArgs {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// A log's folder, wherever it was copied to
+    #[arg(long, value_name = "FOLDER", conflicts_with = "state")]
+    pub(crate) log: Option<PathBuf>,
+    /// Only of this kind: request, key, model, server, checkpoint, repair
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
+    /// Only of this tenant
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    /// From this time on, in UTC: 2026-11-25, or 2026-11-25T08:30
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) since: Option<String>,
+    /// Before this time
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) until: Option<String>,
+}
+
 #[derive(Args)]
 pub(crate) struct AuditShowArgs {
     #[command(flatten)]
-    pub(crate) state: StateArgs,
+    pub(crate) records: RecordArgs,
     /// Records at most
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) limit: usize,
-    /// Only of this kind: request, key, server, checkpoint, repair
-    #[arg(long)]
-    pub(crate) kind: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct AuditExportArgs {
+    #[command(flatten)]
+    pub(crate) records: RecordArgs,
+    /// Lines as they stand in the log, or a table without prompts and answers
+    #[arg(long, value_enum, default_value_t = ExportFormat::Jsonl)]
+    pub(crate) format: ExportFormat,
+    /// A new file to write [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    Jsonl,
+    Csv,
+}
+
+/// The beginning of a time as records write it, at least a whole date.
+fn parse_time(text: &str) -> Result<String, String> {
+    let pattern = "0000-00-00T00:00:00.000Z";
+    let fits = |(c, p): (char, char)| if p == '0' { c.is_ascii_digit() } else { c == p };
+    let good = (10..=pattern.len()).contains(&text.len()) && text.chars().zip(pattern.chars()).all(fits);
+    if good { Ok(text.to_owned()) } else { Err("write it as 2026-11-25 or 2026-11-25T08:30:00".to_owned()) }
 }
 
 #[derive(Args)]
@@ -568,5 +684,11 @@ mod tests {
         }
         assert_eq!(parse_bias("42=-5.5"), Ok((42, -5.5)));
         assert!(parse_bias("42").is_err());
+        for good in ["2026-11-25", "2026-11-25T08", "2026-11-25T08:30:00.123Z"] {
+            assert!(parse_time(good).is_ok(), "{good}");
+        }
+        for bad in ["2026-11", "25.11.2026", "2026-11-25 08:30", "2026-11-25T08:30:00.123ZZ", "2026-11-2é"] {
+            assert!(parse_time(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod answer;
 mod cli;
 mod commands;
+mod config;
 mod fail;
 mod guide;
 mod loaded;
@@ -12,12 +13,13 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use cli::{AuditCommand, Cli, Command, EvalCommand, ModelCommand};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let result = match cli.command {
         Command::Chat(args) => commands::chat::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
@@ -27,10 +29,12 @@ fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::run(&args),
         Command::Eval(EvalCommand::Perplexity(args)) => commands::perplexity::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
-        Command::Serve(args) => commands::serve::run(&args),
+        Command::Serve(_) => commands::serve::run(matches.subcommand_matches("serve").unwrap_or(&matches)),
+        Command::Config(command) => commands::config::run(&command),
         Command::Key(command) => commands::key::run(&command),
         Command::Audit(AuditCommand::Verify(args)) => commands::audit::verify(&args),
         Command::Audit(AuditCommand::Show(args)) => commands::audit::show(&args),
+        Command::Audit(AuditCommand::Export(args)) => commands::audit::export(&args),
         Command::Audit(AuditCommand::Replay(args)) => commands::replay::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
     };

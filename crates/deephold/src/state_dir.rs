@@ -16,6 +16,7 @@ use deephold_base::SystemClock;
 use deephold_state::SqliteStore;
 
 use crate::cli::StateArgs;
+use crate::config;
 use crate::fail::invalid;
 
 pub(crate) struct StateDir(PathBuf);
@@ -28,7 +29,8 @@ impl StateDir {
             let state = variable("XDG_STATE_HOME").filter(|p| p.is_absolute());
             state.or_else(|| Some(variable("HOME")?.join(".local/state"))).map(|p| p.join("deephold"))
         };
-        let path = args.state.clone().or_else(default);
+        let named = args.state.clone().map_or_else(|| config::state(args), |named| Ok(Some(named)))?;
+        let path = named.or_else(default);
         path.map(Self).ok_or_else(|| invalid("there is no home folder to keep the state in; say --state DIR"))
     }
 

@@ -75,3 +75,11 @@ pub(crate) fn limits() -> Option<(Limit, Limit)> {
     };
     Some((find("Max locked memory")?, find("Max open files")?))
 }
+
+/// Whether standard output goes to systemd's journal, which says in `JOURNAL_STREAM` which file that is (systemd.exec(5)).
+pub(crate) fn output_is_journal() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let output = std::fs::metadata("/proc/self/fd/1");
+    output.is_ok_and(|m| stream == format!("{}:{}", m.dev(), m.ino()))
+}

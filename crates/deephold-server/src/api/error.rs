@@ -116,7 +116,10 @@ impl From<EngineError> for ApiError {
             (_, ErrorCode::Busy) => Self::unavailable("queue_full", e.to_string()),
             (_, ErrorCode::InvalidInput | ErrorCode::LimitExceeded) => Self::bad_request(e.to_string()),
             (EngineError::Stopped, _) => Self::unavailable("model_unloaded", "the model has been unloaded"),
-            _ => Self::internal("the engine failed; the server's log says why"),
+            _ => {
+                tracing::error!(error = %e, "the engine failed");
+                Self::internal("the engine failed; the server's log says why")
+            }
         }
     }
 }
@@ -130,7 +133,10 @@ impl From<TokenizerError> for ApiError {
             TokenizerError::NoTemplate => {
                 Self::unsupported("messages", "need a chat template, which this model lacks")
             }
-            _ => Self::internal("the tokenizer failed; the server's log says why"),
+            _ => {
+                tracing::error!(error = %e, "the tokenizer failed");
+                Self::internal("the tokenizer failed; the server's log says why")
+            }
         }
     }
 }

@@ -136,9 +136,8 @@ impl Generation {
     pub(crate) async fn next(&mut self) -> Option<ApiResult<Delta>> {
         while self.sequences.iter().any(|s| s.is_open) {
             let Some((prompt, output)) = self.outputs.recv().await else {
-                return Some(Err(ApiError::internal(
-                    "the engine ended without a word; the server's log says why",
-                )));
+                tracing::error!(model = self.model.name, "the engine ended without a word");
+                return Some(Err(ApiError::internal("the engine ended; the server's log says so")));
             };
             let before = self.unread.fetch_sub(1, Ordering::SeqCst);
             // Half the bound read: the engine may go on, if it was paused.
@@ -157,6 +156,7 @@ impl Generation {
     fn take(&mut self, prompt: usize, output: RequestOutput) -> ApiResult<Option<Delta>> {
         if output.finish_reason == Some(FinishReason::Error) {
             let message = output.message.unwrap_or_else(|| "the engine failed".to_owned());
+            tracing::error!(model = self.model.name, message, "a request failed in the engine");
             return Err(ApiError::internal(message));
         }
         let index = prompt * self.n + output.seq_idx;

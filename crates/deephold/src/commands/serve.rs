@@ -1,11 +1,14 @@
 //! `deephold serve`.
 
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::ArgMatches;
 use deephold_base::{Clock, SystemClock};
 use deephold_engine::Machine;
 use deephold_server::admin::{AdminAnswer, AdminRequest, execute};
@@ -14,15 +17,33 @@ use deephold_server::{
 };
 use deephold_state::{Keys, Role, SqliteStore};
 use deephold_weights::{Checkpoint, verify};
+use sd_notify::NotifyState;
 
 use crate::answer::recommended;
-use crate::cli::{AuditPolicyArg, ServeArgs, value_name};
+use crate::cli::{AuditFailureArg, AuditPolicyArg, LogArg, ServeArgs, value_name};
+use crate::config::{self, Settings};
 use crate::fail::invalid;
 use crate::loaded::{chat_format, digest, load_checkpoint, machine, open};
 use crate::state_dir::StateDir;
 use crate::{guide, system};
 
-pub(crate) fn run(args: &ServeArgs) -> Result<ExitCode> {
+pub(crate) fn run(matches: &ArgMatches) -> Result<ExitCode> {
+    let (args, settings) = config::serve(matches)?;
+    start_log(args.log);
+    serve(&args, &settings)
+}
+
+/// Events go to standard error; what the server answers has its own place.
+fn start_log(log: LogArg) {
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false);
+    match log {
+        LogArg::Off => {}
+        LogArg::Text => builder.init(),
+        LogArg::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
     let state = StateDir::of(&args.state)?;
     let (store, log) = state.open().with_context(|| format!("the state in {}", state.path().display()))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
@@ -31,10 +52,12 @@ pub(crate) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let hosted = models.iter().map(|(name, path)| host(name, Path::new(path), &machine, args));
     let hosted: Vec<HostedModel> = hosted.collect::<Result<_>>()?;
     let first_key = first_key(&store, &log, &*clock)?;
-    let tls = tls(args, &state, &*clock)?;
+    let inherited = listenfd::ListenFd::from_env().take_tcp_listener(0)?;
+    let bind = inherited.as_ref().map_or(Ok(args.bind), std::net::TcpListener::local_addr)?;
+    let tls = tls(args, bind, &state, &*clock)?;
     let authority = tls.as_ref().filter(|_| args.tls_cert.is_none()).map(|_| state.tls_dir().join("ca.pem"));
     let config = ServerConfig {
-        bind: args.bind,
+        bind,
         tls,
         insecure_http: args.insecure_http,
         policy: match args.audit_policy {
@@ -42,6 +65,13 @@ pub(crate) fn run(args: &ServeArgs) -> Result<ExitCode> {
             AuditPolicyArg::Hash => AuditPolicy::Hash,
             AuditPolicyArg::Redacted => AuditPolicy::Redacted,
         },
+        refuse_unrecorded: matches!(args.audit_failure, AuditFailureArg::Refuse),
+        settings: settings.to_json(),
+        inherited: inherited.map(Arc::new),
+        connections: args.connections as usize,
+        body_bytes: usize::try_from(args.body_size)?,
+        request_time: Duration::from_secs(args.request_time.into()),
+        drain_time: Duration::from_secs(args.drain_time.into()),
         admin_socket: Some(state.socket()),
         resident: system::resident,
         ..ServerConfig::default()
@@ -49,26 +79,54 @@ pub(crate) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = Server::start(config, Arc::new(store), log, hosted, clock).await?;
-        welcome(&server, args, &models[0].0, first_key.as_deref(), authority.as_deref());
+        let key = first_key.as_deref();
+        let welcome = welcome(&server, args, settings, &models[0].0, key, authority.as_deref());
+        // Nobody may be there to read it.
+        let _ = std::io::stdout().write_all(welcome.as_bytes());
         watch_certificates(&server);
+        tell_systemd(&[NotifyState::Ready]);
+        keep_watchdog_calm();
         server.serve(stopped()).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
+/// A word to systemd, where it started the program and listens.
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd does not listen");
+    }
+}
+
+/// Twice as often as systemd wants to hear that the program is alive, where it does. The runtime itself sends it: a runtime that
+/// hangs sends nothing.
+fn keep_watchdog_calm() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    tokio::spawn(async move {
+        loop {
+            tell_systemd(&[NotifyState::Watchdog]);
+            tokio::time::sleep(limit / 2).await;
+        }
+    });
+}
+
 /// Certificates where the server speaks TLS: given ones, or a local authority's.
-fn tls(args: &ServeArgs, state: &StateDir, clock: &dyn Clock) -> Result<Option<TlsFiles>> {
-    let wanted = args.tls || args.tls_cert.is_some() || args.tls_client_ca.is_some();
-    if !wanted && (args.bind.ip().is_loopback() || args.insecure_http) {
+fn tls(args: &ServeArgs, bind: SocketAddr, state: &StateDir, clock: &dyn Clock) -> Result<Option<TlsFiles>> {
+    let wanted =
+        args.tls || args.tls_cert.is_some() || args.tls_key.is_some() || args.tls_client_ca.is_some();
+    if !wanted && (bind.ip().is_loopback() || args.insecure_http) {
         return Ok(None);
     }
     let files = match (&args.tls_cert, &args.tls_key) {
+        (Some(_), None) | (None, Some(_)) => {
+            return Err(invalid("a certificate and its key go together: give both tls_cert and tls_key"));
+        }
         (Some(certificate), Some(key)) => {
             TlsFiles { certificate: certificate.clone(), key: key.clone(), client_authority: None }
         }
         _ => {
             let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-            let ip = args.bind.ip();
+            let ip = bind.ip();
             if !ip.is_unspecified() {
                 names.push(ip.to_string());
             }
@@ -92,10 +150,16 @@ fn watch_certificates(server: &Server) {
                 _ = hangup.recv() => true,
                 () = tokio::time::sleep(Duration::from_secs(2)) => false,
             };
+            if always && let Ok(now) = NotifyState::monotonic_usec_now() {
+                tell_systemd(&[NotifyState::Reloading, now]);
+            }
             match reload(always) {
-                Ok(true) => eprintln!("certificates loaded anew"),
+                Ok(true) => tracing::info!("certificates loaded anew"),
                 Ok(false) => {}
-                Err(e) => eprintln!("the old certificates stay in use: {e}"),
+                Err(error) => tracing::error!(%error, "the old certificates stay in use"),
+            }
+            if always {
+                tell_systemd(&[NotifyState::Ready]);
             }
         }
     });
@@ -154,7 +218,8 @@ fn facts(checkpoint: &Checkpoint, machine: &Machine, args: &ServeArgs) -> Result
     })
 }
 
-/// An admin's key where there is no valid one: shown once.
+/// An admin's key where there is no valid one: shown once. Not where systemd keeps what the program prints: whoever may read its
+/// journal would have the key.
 fn first_key(
     store: &SqliteStore,
     log: &deephold_audit::AuditLog,
@@ -162,6 +227,12 @@ fn first_key(
 ) -> Result<Option<String>> {
     let now_ms = i64::try_from(clock.unix_time().as_millis()).unwrap_or(i64::MAX);
     if store.keys()?.iter().any(|k| k.role == Role::Admin && k.is_valid(now_ms)) {
+        return Ok(None);
+    }
+    if system::output_is_journal() {
+        tracing::warn!(
+            "there is no valid admin key; make one with `deephold key create --owner NAME --role admin`"
+        );
         return Ok(None);
     }
     let request = AdminRequest::CreateKey {
@@ -178,43 +249,43 @@ fn first_key(
 }
 
 /// What to do next, in lines that work when pasted.
-fn welcome(server: &Server, args: &ServeArgs, model: &str, key: Option<&str>, authority: Option<&Path>) {
-    let is_tls = server.speaks_tls();
+fn welcome(
+    server: &Server,
+    args: &ServeArgs,
+    settings: &Settings,
+    model: &str,
+    key: Option<&str>,
+    authority: Option<&Path>,
+) -> String {
     let host = match server.address() {
         // The address of all interfaces is no place to connect to; this machine's own name always is in the certificate.
         address if address.ip().is_unspecified() => format!("localhost:{}", address.port()),
         address => address.to_string(),
     };
-    let base = format!("{}://{host}", if is_tls { "https" } else { "http" });
-    println!("deephold serves `{model}` at {base}");
-    if let Some(name) = args.tls_names.first() {
-        println!("clients reach it as https://{name}:{}", server.address().port());
-    }
-    let trust = authority.map_or_else(String::new, |file| {
-        println!("clients trust the authority in {}", file.display());
-        format!("--cacert {} ", file.display())
-    });
+    let base = format!("{}://{host}", if server.speaks_tls() { "https" } else { "http" });
+    let mut lines = vec![format!("deephold serves `{model}` at {base}")];
+    lines.extend(settings.file().map(|file| format!("settings are from {}", file.display())));
+    lines.extend(
+        args.tls_names
+            .first()
+            .map(|name| format!("clients reach it as https://{name}:{}", server.address().port())),
+    );
+    lines.extend(authority.map(|file| format!("clients trust the authority in {}", file.display())));
+    let trust = authority.map_or_else(String::new, |file| format!("--cacert {} ", file.display()));
     let environment = authority.map_or_else(String::new, |file| format!("SSL_CERT_FILE={} ", file.display()));
-    let shown = match key {
-        Some(key) => {
-            println!("admin key, shown this once:\n  {key}");
-            key
-        }
-        None => "$DEEPHOLD_KEY",
-    };
-    println!("try:");
+    lines.extend(key.map(|key| format!("admin key, shown this once:\n  {key}")));
+    let shown = key.unwrap_or("$DEEPHOLD_KEY");
     let question = "What is Deephold?";
-    let body =
-        format!(r#"{{"model": "{model}", "messages": [{{"role": "user", "content": "{question}"}}]}}"#);
-    println!(
-        r#"  curl -sS {trust}{base}/v1/chat/completions -H "Authorization: Bearer {shown}" -H "Content-Type: application/json" -d '{body}'"#
-    );
-    println!("or with the openai package:");
-    let messages = format!(r#"messages=[{{"role": "user", "content": "{question}"}}]"#);
-    println!(
-        r#"  {environment}python3 -c 'import openai; c = openai.OpenAI(base_url="{base}/v1", api_key="{shown}"); print(c.chat.completions.create(model="{model}", {messages}).choices[0].message.content)'"#
-    );
-    println!("more keys: deephold key create --owner NAME; Ctrl-C stops");
+    let messages = format!(r#"[{{"role": "user", "content": "{question}"}}]"#);
+    lines.push(format!(
+        r#"try:
+  curl -sS {trust}{base}/v1/chat/completions -H "Authorization: Bearer {shown}" -H "Content-Type: application/json" -d '{{"model": "{model}", "messages": {messages}}}'
+or with the openai package:
+  {environment}python3 -c 'import openai; c = openai.OpenAI(base_url="{base}/v1", api_key="{shown}"); print(c.chat.completions.create(model="{model}", messages={messages}).choices[0].message.content)'
+more keys: deephold key create --owner NAME; Ctrl-C stops
+"#
+    ));
+    lines.join("\n")
 }
 
 /// Resolves with Ctrl-C or SIGTERM; a second one ends the program at once.
@@ -230,6 +301,7 @@ async fn stopped() {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
+    tell_systemd(&[NotifyState::Stopping]);
     eprintln!("stopping: requests may end, nothing new is taken; once more to stop at once");
     tokio::spawn(async move {
         tokio::select! {

@@ -27,12 +27,22 @@ impl Service {
 
     /// With a command that runs the program.
     pub(crate) fn start_by(mut command: Command, state: &Path, more: &[&str]) -> Self {
+        command.stderr(Stdio::null());
+        Self::start_logged(command, state, more)
+    }
+
+    /// With a command that says where its log goes.
+    pub(crate) fn start_logged(command: Command, state: &Path, more: &[&str]) -> Self {
+        Self::start_with(command, &[&["--state", text(state)], more].concat())
+    }
+
+    /// With a command that may know its state already.
+    pub(crate) fn start_with(mut command: Command, more: &[&str]) -> Self {
         let mut child = command
-            .args(["serve", "--state", text(state)])
+            .arg("serve")
             .args(if more.contains(&"--bind") { &[][..] } else { &["--bind", "127.0.0.1:0"] })
             .args(more)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .expect("the program starts");
         let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
