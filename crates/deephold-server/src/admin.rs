@@ -15,9 +15,13 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::ServerError;
 use crate::access::{IssuedKey, KeyWish, issue_key};
+use crate::app::App;
+use crate::backends::{self, Hosted, LoadProgress, ModelFacts};
 
 /// The longest line.
 const LINE_MAX: u64 = 64 << 10;
+/// How often a caller hears that its work goes on.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// A caller that says nothing for so long is cut off.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -50,6 +54,20 @@ pub enum AdminRequest {
     },
     /// All keys.
     ListKeys,
+    /// Loads a model into a running server.
+    LoadModel {
+        /// What requests call it.
+        name: String,
+        /// Where it lies, as the server sees it.
+        path: String,
+    },
+    /// Takes one away.
+    UnloadModel {
+        /// Which.
+        name: String,
+    },
+    /// All loaded models.
+    ListModels,
 }
 
 /// What came of it.
@@ -67,8 +85,29 @@ pub enum AdminAnswer {
     Revoked,
     /// The keys.
     Keys(Vec<ApiKey>),
+    /// A model is loaded, or gone.
+    ModelChanged,
+    /// The loaded models.
+    Models(Vec<LoadedModel>),
+    /// Work goes on; the answer comes later.
+    Progress(LoadProgress),
     /// Not done, and why.
     Refused(String),
+}
+
+/// A model that answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LoadedModel {
+    /// What requests call it.
+    pub name: String,
+    /// What it is.
+    pub facts: ModelFacts,
+    /// Sequences that compute now.
+    pub running: usize,
+    /// Sequences that wait.
+    pub waiting: usize,
+    /// Bytes of its cache.
+    pub cache_bytes: usize,
 }
 
 /// Does what is asked, and records it before it is said to be done.
@@ -88,14 +127,9 @@ pub fn execute(
     };
     match request {
         AdminRequest::CreateKey { tenant, owner, role, models, expires_ms } => {
-            let is_name =
-                |name: &str| !name.trim().is_empty() && name.len() <= 200 && !name.contains(char::is_control);
             let names = tenant.iter().chain(models).chain([owner]);
             if let Some(bad) = names.into_iter().find(|n| !is_name(n)) {
-                let shown: String = bad.escape_debug().take(60).collect();
-                return Ok(AdminAnswer::Refused(format!(
-                    "`{shown}` is no name: 1 to 200 bytes without control characters"
-                )));
+                return Ok(no_name(bad));
             }
             let (tenant, owner, models) = (tenant.clone(), owner.clone(), models.clone());
             issued(&KeyWish { tenant, owner, role: *role, models, expires_ms: *expires_ms }, None)
@@ -121,7 +155,19 @@ pub fn execute(
             false => Ok(no_such_key(id)),
         },
         AdminRequest::ListKeys => Ok(AdminAnswer::Keys(store.keys()?)),
+        AdminRequest::LoadModel { .. } | AdminRequest::UnloadModel { .. } | AdminRequest::ListModels => {
+            Ok(AdminAnswer::Refused("no server runs on this state; `deephold serve` starts one".into()))
+        }
     }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.trim().is_empty() && name.len() <= 200 && !name.contains(char::is_control)
+}
+
+fn no_name(name: &str) -> AdminAnswer {
+    let shown: String = name.escape_debug().take(60).collect();
+    AdminAnswer::Refused(format!("`{shown}` is no name: 1 to 200 bytes without control characters"))
 }
 
 fn no_such_key(id: &str) -> AdminAnswer {
@@ -142,7 +188,11 @@ fn revoke(id: &str, store: &dyn Keys, log: &AuditLog, now_ms: i64) -> Result<boo
 ///
 /// # Errors
 /// A server that breaks off.
-pub fn ask_server(socket: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>, ServerError> {
+pub fn ask_server(
+    socket: &Path,
+    request: &AdminRequest,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Option<AdminAnswer>, ServerError> {
     use std::io::{BufRead, Read, Write};
     let Ok(mut stream) = std::os::unix::net::UnixStream::connect(socket) else { return Ok(None) };
     let io = |source| ServerError::Io { action: "ask the running server", source };
@@ -150,9 +200,15 @@ pub fn ask_server(socket: &Path, request: &AdminRequest) -> Result<Option<AdminA
     line.push('\n');
     stream.set_read_timeout(Some(4 * PATIENCE)).map_err(io)?;
     stream.write_all(line.as_bytes()).map_err(io)?;
-    let mut answer = String::new();
-    std::io::BufReader::new(stream.take(1 << 24)).read_line(&mut answer).map_err(io)?;
-    Ok(Some(serde_json::from_str(&answer).map_err(|e| io(e.into()))?))
+    let mut lines = std::io::BufReader::new(stream);
+    loop {
+        let mut answer = String::new();
+        lines.by_ref().take(1 << 24).read_line(&mut answer).map_err(io)?;
+        match serde_json::from_str(&answer).map_err(|e| io(e.into()))? {
+            AdminAnswer::Progress(step) => progress(step),
+            answer => return Ok(Some(answer)),
+        }
+    }
 }
 
 /// Listens at `socket`, readable by its owner alone.
@@ -170,30 +226,86 @@ pub(crate) fn listen(socket: &Path) -> Result<tokio::net::UnixListener, ServerEr
 }
 
 /// Answers callers until it is dropped.
-pub(crate) async fn serve(listener: tokio::net::UnixListener, app: Arc<crate::app::App>) {
+pub(crate) async fn serve(listener: tokio::net::UnixListener, app: Arc<App>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
-        let app = Arc::clone(&app);
-        tokio::spawn(async move {
-            let (read, mut write) = stream.into_split();
-            let mut line = String::new();
-            let mut read = BufReader::new(read.take(LINE_MAX));
-            if !matches!(tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await, Ok(Ok(1..))) {
-                return;
+        tokio::spawn(answer(stream, Arc::clone(&app)));
+    }
+}
+
+/// One caller: its line, then lines of progress as long as the work takes, then the answer.
+async fn answer(stream: tokio::net::UnixStream, app: Arc<App>) {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut read = BufReader::new(read.take(LINE_MAX));
+    if !matches!(tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await, Ok(Ok(1..))) {
+        return;
+    }
+    let (report, progress) = tokio::sync::watch::channel(None);
+    let mut done = tokio::task::spawn_blocking(move || {
+        let request = serde_json::from_str::<AdminRequest>(&line);
+        request.map_or_else(
+            |e| AdminAnswer::Refused(format!("the request is malformed: {e}")),
+            |request| {
+                let answer = perform(&app, &request, &mut |step| _ = report.send(Some(step)));
+                answer.unwrap_or_else(|e| AdminAnswer::Refused(e.to_string()))
+            },
+        )
+    });
+    // Also what takes long without a sign of progress shows that it lives.
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut done => break answer,
+            _ = ticks.tick() => {
+                let step = progress.borrow().clone();
+                // A caller that has gone does not stop the work: it would be half done.
+                if let Some(step) = step {
+                    send(&mut write, &AdminAnswer::Progress(step)).await;
+                }
             }
-            let done =
-                tokio::task::spawn_blocking(move || match serde_json::from_str::<AdminRequest>(&line) {
-                    Ok(request) => execute(&request, &*app.store, &app.log, app.unix_ms())
-                        .unwrap_or_else(|e| AdminAnswer::Refused(e.to_string())),
-                    Err(e) => AdminAnswer::Refused(format!("the request is malformed: {e}")),
-                });
-            let answer = done.await.unwrap_or_else(|_| AdminAnswer::Refused("the server failed".into()));
-            let mut text = serde_json::to_string(&answer).unwrap_or_default();
-            text.push('\n');
-            let _ = write.write_all(text.as_bytes()).await;
-        });
+        }
+    };
+    send(&mut write, &answer.unwrap_or_else(|_| AdminAnswer::Refused("the server failed".into()))).await;
+}
+
+async fn send(write: &mut tokio::net::unix::OwnedWriteHalf, answer: &AdminAnswer) {
+    let mut text = serde_json::to_string(answer).unwrap_or_default();
+    text.push('\n');
+    let _ = write.write_all(text.as_bytes()).await;
+}
+
+/// Does what only a running server can do; for everything else the same as without one.
+fn perform(
+    app: &App,
+    request: &AdminRequest,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<AdminAnswer, ServerError> {
+    let changed =
+        |result: Result<(), String>| result.map_or_else(AdminAnswer::Refused, |()| AdminAnswer::ModelChanged);
+    match request {
+        AdminRequest::LoadModel { name, .. } if !is_name(name) => Ok(no_name(name)),
+        AdminRequest::LoadModel { name, path } => backends::load(app, name, path, progress).map(changed),
+        AdminRequest::UnloadModel { name } => {
+            progress(LoadProgress { phase: "draining".into(), done: 0, total: 0 });
+            backends::unload(app, name).map(changed)
+        }
+        AdminRequest::ListModels => {
+            let one = |m: &Arc<Hosted>| {
+                let stats = m.engine.stats();
+                LoadedModel {
+                    name: m.name.clone(),
+                    facts: m.facts.clone(),
+                    running: stats.running,
+                    waiting: stats.waiting,
+                    cache_bytes: stats.cache_bytes,
+                }
+            };
+            Ok(AdminAnswer::Models(app.models.all().iter().map(one).collect()))
+        }
+        other => execute(other, &*app.store, &app.log, app.unix_ms()),
     }
 }

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deephold_audit::{AuditError, AuditLog};
@@ -11,13 +11,13 @@ use deephold_base::Clock;
 use deephold_state::Keys;
 use tokio::sync::oneshot;
 
-use crate::backends::Models;
+use crate::backends::{ModelLoader, Models};
 use crate::metrics::Metrics;
 use crate::record::AuditPolicy;
 use crate::tls::TlsFiles;
 
 /// How the server listens and what it bounds.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerConfig {
     /// Where; port 0 takes any.
     pub bind: SocketAddr,
@@ -47,6 +47,8 @@ pub struct ServerConfig {
     pub drain_time: Duration,
     /// Where commands of the state's owner reach the server.
     pub admin_socket: Option<PathBuf>,
+    /// What loads models while the server runs; none where it cannot.
+    pub loader: Option<Arc<dyn ModelLoader>>,
     /// Bytes of the program in RAM, where the system says so.
     pub resident: fn() -> Option<u64>,
 }
@@ -68,6 +70,7 @@ impl Default for ServerConfig {
             request_time: Duration::from_secs(600),
             drain_time: Duration::from_secs(30),
             admin_socket: None,
+            loader: None,
             resident: || None,
         }
     }
@@ -86,6 +89,8 @@ pub(crate) struct App {
     pub(crate) log_fails: Arc<AtomicBool>,
     /// Records that it did not take since then.
     pub(crate) unrecorded: Arc<AtomicU64>,
+    /// Held while a model is loaded or unloaded: one at a time.
+    pub(crate) loading: Mutex<()>,
     pub(crate) clock: Arc<dyn Clock>,
     /// Of this start, so that numbers of two starts differ.
     pub(crate) run: String,

@@ -1,13 +1,13 @@
 //! Connections: accepted within a limit, served, drained.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deephold_audit::AuditLog;
 use deephold_base::Clock;
-use deephold_engine::{Request, SamplingParams, Shutdown};
+use deephold_engine::Shutdown;
 use deephold_state::Keys;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::app::{App, ServerConfig};
-use crate::backends::{Hosted, HostedModel, Models};
+use crate::backends::{Hosted, HostedModel, Models, warm_up};
 use crate::metrics::Metrics;
 use crate::tls::Tls;
 use crate::{ServerError, admin, routes};
@@ -75,12 +75,14 @@ impl Server {
             is_draining: AtomicBool::new(false),
             log_fails: Arc::default(),
             unrecorded: Arc::default(),
+            loading: Mutex::default(),
             clock,
             run: deephold_audit::hex(&run),
             next_request: AtomicU64::new(1),
         });
         let warming = Arc::clone(&app);
-        let warm = tokio::task::spawn_blocking(move || warm_up(&warming.models));
+        let warm =
+            tokio::task::spawn_blocking(move || warming.models.all().iter().try_for_each(|m| warm_up(m)));
         warm.await.map_err(|e| ServerError::Io { action: "warm up", source: std::io::Error::other(e) })??;
         let admin = app.limits.admin_socket.as_deref().map(admin::listen).transpose()?;
         let server = Self { app, listener, tls, admin };
@@ -193,23 +195,4 @@ async fn note(app: &App, address: SocketAddr, what: &'static str) -> Result<(), 
         "policy": format!("{:?}", app.policy).to_lowercase(), "settings": app.limits.settings,
     });
     Ok(app.record("server", &data).await?)
-}
-
-/// One token from every model.
-fn warm_up(models: &Models) -> Result<(), ServerError> {
-    for model in models.all() {
-        let params = SamplingParams { max_tokens: 1, ..SamplingParams::default() };
-        let failed = |what: String| ServerError::Io {
-            action: "compute a first token",
-            source: std::io::Error::other(what),
-        };
-        let mut stream =
-            model.engine.submit(Request::new(0, vec![0], params)).map_err(|e| failed(e.to_string()))?;
-        let output = stream.next_output().ok_or_else(|| failed("the engine ended".into()))?;
-        if let Some(message) = output.message {
-            return Err(failed(message));
-        }
-        model.is_warm.store(true, Ordering::SeqCst);
-    }
-    Ok(())
 }

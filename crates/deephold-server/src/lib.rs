@@ -25,7 +25,7 @@ mod routes;
 mod tls;
 
 pub use app::ServerConfig;
-pub use backends::{HostedModel, ModelFacts};
+pub use backends::{HostedModel, LoadProgress, ModelFacts, ModelLoader};
 pub use error::ServerError;
 pub use http::Server;
 pub use record::AuditPolicy;

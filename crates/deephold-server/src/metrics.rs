@@ -186,6 +186,15 @@ impl Metrics {
         r.register("vllm:kv_cache_usage_perc", help, self.cache_usage.clone());
     }
 
+    /// A model that is gone has no state; what it counted stays counted.
+    pub(crate) fn forget(&self, model: &str) {
+        let labels = model_label(model);
+        self.running.remove(&labels);
+        self.waiting.remove(&labels);
+        self.paused.remove(&labels);
+        self.cache_usage.remove(&labels);
+    }
+
     pub(crate) fn http(&self, route: &'static str, status: u16) {
         self.http_requests
             .get_or_create(&vec![("route", route.to_owned()), ("status", status.to_string())])

@@ -21,7 +21,7 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Answer one prompt, for scripts and tests
     Generate(GenerateArgs),
-    /// Look into model files
+    /// Look into model files; load and unload those of a running server
     #[command(subcommand)]
     Model(ModelCommand),
     /// Write a model as a smaller GGUF file
@@ -345,6 +345,45 @@ pub(crate) enum ModelCommand {
     Inspect(InspectArgs),
     /// Check shapes, index, finite values and digests
     Verify(VerifyArgs),
+    /// Load a model into the running server
+    Load(ModelLoadArgs),
+    /// Take a model out of the running server
+    Unload(ModelUnloadArgs),
+    /// Show the models of the running server
+    List(ModelListArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct ModelLoadArgs {
+    /// A Hugging Face folder, a .gguf file or `guide`, as PATH or NAME=PATH
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct ModelUnloadArgs {
+    /// What requests call it
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct ModelListArgs {
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
 }
 
 #[derive(Subcommand)]

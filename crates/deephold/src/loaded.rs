@@ -19,6 +19,9 @@ use crate::{guide, system, terminal};
 /// Without `--context` a model's window is cut to this: the cache of a 128 K window would surprise a laptop.
 const DEFAULT_CONTEXT: usize = 8192;
 
+/// Hears what is being done, how many bytes of it, and of how many.
+pub(crate) type Progress<'a> = dyn FnMut(&'static str, u64, u64) + 'a;
+
 pub(crate) struct Loaded {
     pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) model: Arc<dyn Model>,
@@ -57,7 +60,7 @@ pub(crate) fn machine(args: &EngineArgs) -> Result<Arc<Machine>> {
 pub(crate) fn load(path: &Path, args: &EngineArgs) -> Result<Loaded> {
     let start = Instant::now();
     let checkpoint = Arc::new(open(path)?);
-    load_checkpoint(checkpoint, &machine(args)?, args, start)
+    load_checkpoint(checkpoint, &machine(args)?, args, start, &mut terminal::phases())
 }
 
 pub(crate) fn load_checkpoint(
@@ -65,6 +68,7 @@ pub(crate) fn load_checkpoint(
     machine: &Arc<Machine>,
     args: &EngineArgs,
     start: Instant,
+    progress: &mut Progress<'_>,
 ) -> Result<Loaded> {
     let tokenizer = Tokenizer::from_checkpoint(&checkpoint);
     let options = LoadOptions { quantize_to: args.load_as.map(Into::into) };
@@ -75,12 +79,9 @@ pub(crate) fn load_checkpoint(
         let hint = "quantize it (`deephold quantize`), use a larger machine, or load it all the same with --ignore-memory";
         fail(e.code(), format!("{e}; {hint}"))
     })?;
-    let bar = terminal::byte_bar("loading", 0);
     let model = deephold_models::load(&checkpoint, &ops, &options, &mut |p| {
-        bar.set_length(p.total_bytes);
-        bar.set_position(p.done_bytes);
+        progress("loading", p.done_bytes, p.total_bytes);
     });
-    bar.finish_and_clear();
     let model: Arc<dyn Model> = Arc::from(model?);
     let load_time = start.elapsed();
     Ok(Loaded { checkpoint, model, ops, machine, memory, tokenizer, load_time })
@@ -96,11 +97,9 @@ pub(crate) fn chat_format(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Res
 }
 
 /// What identifies the model; reads all its weights once.
-pub(crate) fn digest(checkpoint: &Checkpoint) -> String {
-    let bar = terminal::byte_bar("digest", checkpoint.tensor_bytes());
-    let digest = verify::content_digest(checkpoint, &mut |done| bar.set_position(done));
-    bar.finish_and_clear();
-    digest
+pub(crate) fn digest(checkpoint: &Checkpoint, progress: &mut Progress<'_>) -> String {
+    let total = checkpoint.tensor_bytes();
+    verify::content_digest(checkpoint, &mut |done| progress("digest", done, total))
 }
 
 /// What weights and caches may take together: what is free now.

@@ -60,6 +60,34 @@ pub(crate) fn byte_bar(what: &str, total: u64) -> ProgressBar {
     bar(what, total, "{msg} [{bar:30}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left")
 }
 
+/// Bars of bytes one after the other, by what is being done; the last one goes when this is dropped.
+pub(crate) fn named_phases() -> impl FnMut(&str, u64, u64) {
+    struct Bar(ProgressBar, String);
+    impl Drop for Bar {
+        fn drop(&mut self) {
+            self.0.finish_and_clear();
+        }
+    }
+    let mut bar: Option<Bar> = None;
+    move |phase, done, total| {
+        let bar = match &mut bar {
+            Some(bar) if bar.1 == phase => bar,
+            other => {
+                *other = None;
+                other.insert(Bar(byte_bar(phase, total), phase.to_owned()))
+            }
+        };
+        bar.0.set_length(total);
+        bar.0.set_position(done);
+    }
+}
+
+/// The same for loading a model.
+pub(crate) fn phases() -> impl FnMut(&'static str, u64, u64) {
+    let mut bars = named_phases();
+    move |phase, done, total| bars(phase, done, total)
+}
+
 /// A bar of steps.
 pub(crate) fn step_bar(what: &str, total: u64) -> ProgressBar {
     bar(what, total, "{msg} [{bar:30}] {pos}/{len}, {eta} left")

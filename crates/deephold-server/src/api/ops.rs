@@ -22,7 +22,11 @@ pub(crate) async fn readyz(call: Call) -> ApiResult<Response<Body>> {
         return Err(ApiError::unavailable("draining", "the server is shutting down"));
     }
     recordable(&call.app).await?;
-    for model in call.app.models.all() {
+    let models = call.app.models.all();
+    if models.is_empty() {
+        return Err(ApiError::unavailable("no_model", "no model is loaded"));
+    }
+    for model in models {
         if !model.is_warm.load(Ordering::SeqCst) {
             return Err(ApiError::unavailable(
                 "warming_up",

@@ -7,7 +7,6 @@ use deephold_engine::{EngineCore, EngineHandle, SamplingParams, StepOutput};
 use deephold_tokenizer::{ChatFormat, Tokenizer};
 
 use crate::ServerError;
-use crate::api::error::{ApiError, ApiResult};
 use crate::metrics::Metrics;
 
 /// A model as the binary hands it over.
@@ -98,28 +97,5 @@ impl Hosted {
     /// A number for an engine request.
     pub(crate) fn next_id(&self) -> u64 {
         self.next_request.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
-/// All loaded models; the first is the default.
-pub(crate) struct Models(Vec<Arc<Hosted>>);
-
-impl Models {
-    pub(crate) fn new(models: Vec<Hosted>) -> Self {
-        Self(models.into_iter().map(Arc::new).collect())
-    }
-
-    pub(crate) fn all(&self) -> &[Arc<Hosted>] {
-        &self.0
-    }
-
-    pub(crate) fn find(&self, name: &str) -> ApiResult<Arc<Hosted>> {
-        let found = self.0.iter().find(|m| m.name == name);
-        found.cloned().ok_or_else(|| {
-            let name: String = name.chars().take(100).collect();
-            let names: Vec<&str> = self.0.iter().take(20).map(|m| m.name.as_str()).collect();
-            let message = format!("there is no model `{name}`; loaded: {}", names.join(", "));
-            ApiError { code: "model_not_found", param: Some("model".into()), ..ApiError::not_found(message) }
-        })
     }
 }

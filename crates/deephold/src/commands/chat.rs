@@ -32,7 +32,13 @@ Ctrl-C stops an answer. A line that ends with \\ goes on in the next.";
 pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let start = Instant::now();
     let path = args.model.clone().unwrap_or_else(|| guide::NAME.into());
-    let loaded = load_checkpoint(Arc::new(open(&path)?), &machine(&args.engine)?, &args.engine, start)?;
+    let loaded = load_checkpoint(
+        Arc::new(open(&path)?),
+        &machine(&args.engine)?,
+        &args.engine,
+        start,
+        &mut terminal::phases(),
+    )?;
     let mut chat = Chat::new(&loaded, args)?;
     terminal::catch_interrupts();
     if let Some(prompt) = &args.prompt {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use deephold_base::{Clock, SystemClock, rfc3339};
+use deephold_base::{Clock, ErrorCode, SystemClock, rfc3339};
 use deephold_server::admin::{self, AdminAnswer, AdminRequest};
 use deephold_state::ApiKey;
 use serde_json::json;
@@ -27,6 +27,9 @@ pub(crate) fn run(command: &KeyCommand) -> Result<ExitCode> {
     };
     match ask(state, &request)? {
         AdminAnswer::Refused(why) => Err(invalid(why)),
+        AdminAnswer::ModelChanged | AdminAnswer::Models(_) | AdminAnswer::Progress(_) => {
+            Err(fail(ErrorCode::Internal, "the server answered another question"))
+        }
         AdminAnswer::Revoked if json => print_json(&json!({ "revoked": true })).map(|()| ExitCode::SUCCESS),
         AdminAnswer::Revoked => {
             println!("revoked; requests with it are refused from now on");
@@ -61,12 +64,12 @@ fn now_ms() -> i64 {
 /// Through a running server, or on the state itself.
 fn ask(args: &StateArgs, request: &AdminRequest) -> Result<AdminAnswer> {
     let state = StateDir::of(args)?;
-    if let Some(answer) = admin::ask_server(&state.socket(), request)? {
+    if let Some(answer) = admin::ask_server(&state.socket(), request, &mut |_| ())? {
         return Ok(answer);
     }
     if !state.exists() && !matches!(request, AdminRequest::CreateKey { .. }) {
         let message = format!("there is no state in {}; `deephold serve` begins one", state.path().display());
-        return Err(fail(deephold_base::ErrorCode::NotFound, message));
+        return Err(fail(ErrorCode::NotFound, message));
     }
     let (store, log) = state.open()?;
     Ok(admin::execute(request, &store, &log, now_ms())?)

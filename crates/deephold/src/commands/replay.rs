@@ -35,7 +35,7 @@ pub(crate) fn run(args: &AuditReplayArgs) -> Result<ExitCode> {
     };
     let engine = engine_args(args, &recorded)?;
     let checkpoint = Arc::new(open(&path)?);
-    let digest = digest(&checkpoint);
+    let digest = digest(&checkpoint, &mut terminal::phases());
     if digest != recorded.facts.digest {
         let message = format!(
             "{} is another model than the one that answered: its digest is {digest}, the record's is {}",
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &AuditReplayArgs) -> Result<ExitCode> {
     }
     let machine = machine(&engine)?;
     let isa = machine.ops().isa().name().to_owned();
-    let loaded = load_checkpoint(checkpoint, &machine, &engine, start)?;
+    let loaded = load_checkpoint(checkpoint, &machine, &engine, start, &mut terminal::phases())?;
     let mut core = loaded.engine(&engine, params.n, |_| ())?;
     let tokenizer = loaded.tokenizer()?;
     let chat = chat_format(&loaded.checkpoint, tokenizer)?;

@@ -13,19 +13,20 @@ use deephold_base::{Clock, SystemClock};
 use deephold_engine::Machine;
 use deephold_server::admin::{AdminAnswer, AdminRequest, execute};
 use deephold_server::{
-    AuditPolicy, HostedModel, ModelFacts, Server, ServerConfig, TlsFiles, local_certificate,
+    AuditPolicy, HostedModel, LoadProgress, ModelFacts, ModelLoader, Server, ServerConfig, TlsFiles,
+    local_certificate,
 };
 use deephold_state::{Keys, Role, SqliteStore};
-use deephold_weights::{Checkpoint, verify};
+use deephold_weights::verify;
 use sd_notify::NotifyState;
 
 use crate::answer::recommended;
-use crate::cli::{AuditFailureArg, AuditPolicyArg, LogArg, ServeArgs, value_name};
+use crate::cli::{AuditFailureArg, AuditPolicyArg, EngineArgs, LogArg, ServeArgs, value_name};
 use crate::config::{self, Settings};
 use crate::fail::invalid;
-use crate::loaded::{chat_format, digest, load_checkpoint, machine, open};
+use crate::loaded::{Progress, chat_format, digest, load_checkpoint, machine, open};
 use crate::state_dir::StateDir;
-use crate::{guide, system};
+use crate::{guide, system, terminal};
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<ExitCode> {
     let (args, settings) = config::serve(matches)?;
@@ -48,8 +49,10 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
     let (store, log) = state.open().with_context(|| format!("the state in {}", state.path().display()))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let machine = machine(&args.engine)?;
-    let models = named(&args.models)?;
-    let hosted = models.iter().map(|(name, path)| host(name, Path::new(path), &machine, args));
+    let models = all_named(&args.models)?;
+    let loader = Loader { machine, engine: args.engine.clone(), max_seqs: args.max_seqs };
+    let hosted =
+        models.iter().map(|(name, path)| loader.host(name, Path::new(path), &mut terminal::phases()));
     let hosted: Vec<HostedModel> = hosted.collect::<Result<_>>()?;
     let first_key = first_key(&store, &log, &*clock)?;
     let inherited = listenfd::ListenFd::from_env().take_tcp_listener(0)?;
@@ -73,6 +76,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         request_time: Duration::from_secs(args.request_time.into()),
         drain_time: Duration::from_secs(args.drain_time.into()),
         admin_socket: Some(state.socket()),
+        loader: Some(Arc::new(loader)),
         resident: system::resident,
         ..ServerConfig::default()
     };
@@ -166,23 +170,28 @@ fn watch_certificates(server: &Server) {
 }
 
 /// `PATH` or `NAME=PATH`; a path alone is called by its last part.
-fn named(models: &[String]) -> Result<Vec<(String, String)>> {
-    if models.is_empty() {
-        return Ok(vec![(guide::NAME.to_owned(), guide::NAME.to_owned())]);
-    }
-    let one = |text: &String| match text.split_once('=') {
+pub(crate) fn named(text: &str) -> Result<(String, String)> {
+    let (name, path) = match text.split_once('=') {
         Some((name, path)) if !name.contains('/') => (name.to_owned(), path.to_owned()),
         _ => {
             let stem =
                 Path::new(text).file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-            (stem.trim_end_matches(".gguf").to_owned(), text.clone())
+            (stem.trim_end_matches(".gguf").to_owned(), text.to_owned())
         }
     };
-    let named: Vec<(String, String)> = models.iter().map(one).collect();
-    for (i, (name, path)) in named.iter().enumerate() {
-        if name.is_empty() || name.len() > 200 || path.is_empty() || name.contains(char::is_control) {
-            return Err(invalid(format!("`{}` is no model; give PATH or NAME=PATH", models[i])));
-        }
+    if name.is_empty() || name.len() > 200 || path.is_empty() || name.contains(char::is_control) {
+        return Err(invalid(format!("`{text}` is no model; give PATH or NAME=PATH")));
+    }
+    Ok((name, path))
+}
+
+/// The models of the start, the guide where none is given.
+fn all_named(models: &[String]) -> Result<Vec<(String, String)>> {
+    if models.is_empty() {
+        return Ok(vec![(guide::NAME.to_owned(), guide::NAME.to_owned())]);
+    }
+    let named: Vec<(String, String)> = models.iter().map(|m| named(m)).collect::<Result<_>>()?;
+    for (i, (name, _)) in named.iter().enumerate() {
         if named[..i].iter().any(|other| other.0 == *name) {
             return Err(invalid(format!("two models are called `{name}`; give them names as NAME=PATH")));
         }
@@ -190,32 +199,53 @@ fn named(models: &[String]) -> Result<Vec<(String, String)>> {
     Ok(named)
 }
 
-fn host(name: &str, path: &Path, machine: &Arc<Machine>, args: &ServeArgs) -> Result<HostedModel> {
-    let checkpoint = Arc::new(open(path)?);
-    let facts = facts(&checkpoint, machine, args)?;
-    let loaded = load_checkpoint(checkpoint, machine, &args.engine, Instant::now())?;
-    let mut core = loaded.engine(&args.engine, args.max_seqs, |_| ())?;
-    let mut defaults = recommended(&loaded.checkpoint);
-    let info = loaded.model.info();
-    let facts =
-        ModelFacts { architecture: info.architecture.clone(), parameters: info.parameters_total, ..facts };
-    let (tokenizer, checkpoint, memory) = loaded.into_parts()?;
-    core.hold(memory);
-    defaults.stop_token_ids = tokenizer.stop_ids().to_vec();
-    let chat = chat_format(&checkpoint, &tokenizer)?;
-    Ok(HostedModel { name: name.to_owned(), core, tokenizer, chat, defaults, facts })
+/// How models come into a service, at its start and later.
+struct Loader {
+    machine: Arc<Machine>,
+    engine: EngineArgs,
+    max_seqs: usize,
 }
 
-/// What identifies the model; reads all its weights once.
-fn facts(checkpoint: &Checkpoint, machine: &Machine, args: &ServeArgs) -> Result<ModelFacts> {
-    Ok(ModelFacts {
-        digest: digest(checkpoint),
-        template: checkpoint.chat_template().map(|t| verify::text_digest(&t)),
-        isa: machine.ops().isa().name().to_owned(),
-        cache_type: value_name(&args.engine.cache_type),
-        load_as: args.engine.load_as.as_ref().map(value_name),
-        ..ModelFacts::default()
-    })
+impl Loader {
+    fn host(&self, name: &str, path: &Path, progress: &mut Progress<'_>) -> Result<HostedModel> {
+        let checkpoint = Arc::new(open(path)?);
+        let facts = ModelFacts {
+            digest: digest(&checkpoint, progress),
+            template: checkpoint.chat_template().map(|t| verify::text_digest(&t)),
+            isa: self.machine.ops().isa().name().to_owned(),
+            cache_type: value_name(&self.engine.cache_type),
+            load_as: self.engine.load_as.as_ref().map(value_name),
+            ..ModelFacts::default()
+        };
+        let loaded = load_checkpoint(checkpoint, &self.machine, &self.engine, Instant::now(), progress)?;
+        let mut core = loaded.engine(&self.engine, self.max_seqs, |_| ())?;
+        let mut defaults = recommended(&loaded.checkpoint);
+        let info = loaded.model.info();
+        let facts = ModelFacts {
+            architecture: info.architecture.clone(),
+            parameters: info.parameters_total,
+            ..facts
+        };
+        let (tokenizer, checkpoint, memory) = loaded.into_parts()?;
+        core.hold(memory);
+        defaults.stop_token_ids = tokenizer.stop_ids().to_vec();
+        let chat = chat_format(&checkpoint, &tokenizer)?;
+        Ok(HostedModel { name: name.to_owned(), core, tokenizer, chat, defaults, facts })
+    }
+}
+
+impl ModelLoader for Loader {
+    fn load(
+        &self,
+        name: &str,
+        path: &str,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<HostedModel, String> {
+        let mut report = |phase: &'static str, done, total| {
+            progress(LoadProgress { phase: phase.to_owned(), done, total });
+        };
+        self.host(name, Path::new(path), &mut report).map_err(|e| format!("{e:#}"))
+    }
 }
 
 /// An admin's key where there is no valid one: shown once. Not where systemd keeps what the program prints: whoever may read its

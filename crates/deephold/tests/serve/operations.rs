@@ -315,3 +315,60 @@ fn records_go_to_those_who_audit() {
     ]);
     assert_eq!(verified.code, 0, "{}", verified.err);
 }
+
+#[test]
+fn models_come_and_go_while_others_answer() {
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    let service = Service::start(&state, &["--cache-memory", "64MiB"]);
+    let model = |args: &[&str]| deephold(&[&["model"], args, &["--state", text(&state), "--json"]].concat());
+    let ask = |name: &str| {
+        let body = object!({ "model": name, "prompt": "Hello", "max_tokens": 900, "temperature": 1.9, "seed": 3, "logit_bias": { "1": -100 } });
+        service.post("/v1/completions", &body)
+    };
+    assert_eq!(ask("second").status, 404);
+    let gguf = dir.join("guide copy.gguf");
+    let quantize = ["quantize", "guide", text(&gguf), "--format", "q8_0", "--json"];
+    assert_eq!(deephold(&quantize).code, 0);
+    let loaded = model(&["load", &format!("second={}", text(&gguf))]);
+    assert_eq!(loaded.code, 0, "{}", loaded.err);
+    let list: Value = serde_json::from_str(&model(&["list"]).out).expect("JSON");
+    assert_eq!((&list[0]["name"], &list[1]["name"]), (&object!("guide"), &object!("second")));
+    let ids = service.get("/v1/models").json();
+    assert_eq!(ids["data"][1]["digest"], list[1]["facts"]["digest"]);
+    for (args, words) in [
+        (["load", "guide"], "called `guide` already"),
+        (["load", "x=/absent/model.gguf"], "/absent/model.gguf"),
+        (["load", "=guide"], "NAME=PATH"),
+        (["unload", "absent"], "no model `absent`"),
+    ] {
+        let refused = model(&args);
+        assert!(refused.code != 0 && refused.err.contains(words), "{args:?}: {}", refused.err);
+    }
+    // What runs on it comes to its end, nothing new begins, and its place is free again.
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| ask("second"));
+        let mut waited = 0;
+        while serde_json::from_str::<Value>(&model(&["list"]).out).expect("JSON")[1]["running"] == 0 {
+            waited += 1;
+            assert!(waited < 500, "the request does not run");
+        }
+        assert_eq!(model(&["unload", "second"]).code, 0);
+        let whole = running.join().expect("an answer").json();
+        assert_eq!(whole["usage"]["completion_tokens"], 900);
+    });
+    assert_eq!((ask("second").status, ask("guide").status), (404, 200));
+    assert!(!service.get("/metrics").body.contains("deephold_requests_running{model_name=\"second\"}"));
+    assert_eq!(model(&["load", &format!("second={}", text(&gguf))]).code, 0);
+    assert_eq!(ask("second").status, 200);
+    let events: Vec<Value> = records(&state, "model").iter().map(|r| r["data"]["event"].clone()).collect();
+    assert_eq!(events, ["loaded", "unloaded", "loaded"]);
+    // Without any model it lives but is not ready.
+    for name in ["guide", "second"] {
+        assert_eq!(model(&["unload", name]).code, 0);
+    }
+    let statuses = ["/readyz", "/healthz", "/v1/models"].map(|path| service.get(path).status);
+    assert_eq!(statuses, [503, 200, 200]);
+    drop(service);
+    assert!(model(&["list"]).err.contains("no server runs"));
+}

@@ -9,8 +9,10 @@ use crate::call::Call;
 
 pub(crate) async fn list(call: Call) -> ApiResult<Response<Body>> {
     let who = call.who()?;
-    let models = call.app.models.all().iter().filter(|m| who.may_use(&m.name));
+    let models = call.app.models.all();
     let data: Vec<Value> = models
+        .iter()
+        .filter(|m| who.may_use(&m.name))
         .map(|m| {
             json!({
                 "id": m.name, "object": "model", "created": m.created_s, "owned_by": "deephold",
