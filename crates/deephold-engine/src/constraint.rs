@@ -17,6 +17,18 @@ impl TokenMask {
         Self(vec![0; vocab_size.div_ceil(32)])
     }
 
+    /// Everything allowed, for ids below `vocab_size`.
+    pub fn all(vocab_size: usize) -> Self {
+        Self(vec![u32::MAX; vocab_size.div_ceil(32)])
+    }
+
+    /// Forbids one token.
+    pub fn forbid(&mut self, id: TokenId) {
+        if let Some(word) = self.0.get_mut(id as usize / 32) {
+            *word &= !(1 << (id % 32));
+        }
+    }
+
     /// Allows one token; ids beyond the mask are left forbidden.
     pub fn allow(&mut self, id: TokenId) {
         if let Some(word) = self.0.get_mut(id as usize / 32) {

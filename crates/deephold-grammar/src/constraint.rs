@@ -22,7 +22,7 @@ pub(crate) enum Start {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Everything may come, until `</think>`; the opening of a call ends it too.
+    /// Everything may come, until `</think>`; the opening of a call ends it too. The answer ends here only where none is required.
     Thinking,
     /// The grammar's tokens, or the one that opens the thinking.
     Either,
@@ -130,6 +130,12 @@ impl Guided {
 impl Constraint for Guided {
     fn allowed(&mut self) -> Result<Option<TokenMask>, String> {
         match self.phase {
+            // The answer is still to come: it may not end within the thinking.
+            Phase::Thinking if self.trigger.is_none() => {
+                let mut mask = TokenMask::all(self.tokenizer.vocab_size());
+                self.stop_ids.iter().for_each(|id| mask.forbid(*id));
+                Ok(Some(mask))
+            }
             Phase::Thinking | Phase::Free => Ok(None),
             Phase::Grammar => self.mask().map(Some),
             Phase::Either => {

@@ -9,16 +9,18 @@
 //! their states and the work of each step are bounded.
 
 mod constraint;
+mod schema;
 mod tools;
 
 use std::sync::Arc;
 
 use deephold_base::{ErrorCode, TokenId};
 use deephold_engine::Constraint;
-use deephold_tokenizer::{Dialect, THINK_OPEN, Tokenizer};
+use deephold_tokenizer::{Dialect, THINK_CLOSE, THINK_OPEN, Tokenizer};
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use constraint::{Guided, Start};
@@ -57,7 +59,8 @@ impl GrammarError {
 }
 
 /// What an answer must be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Guide {
     /// A JSON object.
     JsonObject,
@@ -72,7 +75,7 @@ pub enum Guide {
 }
 
 /// Which tool calls may come.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ToolGuide {
     /// The functions that may be called: name and JSON schema of the arguments.
     pub functions: Vec<(String, Value)>,
@@ -80,10 +83,13 @@ pub struct ToolGuide {
     pub required: bool,
     /// More than one call.
     pub parallel: bool,
+    /// Where no call is required: the schema of the JSON that the answer is instead, and then no text comes before a call.
+    pub otherwise: Option<Value>,
 }
 
 /// How the answer begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Thinking {
     /// The prompt has opened it.
     Opened,
@@ -91,6 +97,20 @@ pub enum Thinking {
     Possible,
     /// There is none.
     Closed,
+}
+
+impl Thinking {
+    /// As the prompt's end shows it; `can_think` says whether the model has a token for it.
+    pub fn after_prompt(prompt: &str, can_think: bool) -> Self {
+        let tail = prompt.trim_end();
+        if tail.ends_with(THINK_OPEN) {
+            Self::Opened
+        } else if can_think && !tail.ends_with(THINK_CLOSE) {
+            Self::Possible
+        } else {
+            Self::Closed
+        }
+    }
 }
 
 /// A vocabulary, ready for grammars.
@@ -163,11 +183,11 @@ impl GrammarEngine {
         let (what, grammar, trigger) = match guide {
             Guide::JsonObject => {
                 let schema = serde_json::json!({ "type": "object" });
-                ("JSON schema", TopLevelGrammar::from_json_schema(schema), None)
+                ("JSON schema", TopLevelGrammar::from_json_schema(schema::compact(schema)), None)
             }
             Guide::JsonSchema(schema) => {
                 bounded("JSON schema", &schema.to_string())?;
-                ("JSON schema", TopLevelGrammar::from_json_schema(schema.clone()), None)
+                ("JSON schema", TopLevelGrammar::from_json_schema(schema::compact(schema.clone())), None)
             }
             Guide::Regex(text) => {
                 bounded("regular expression", text)?;
@@ -181,7 +201,7 @@ impl GrammarEngine {
                 let opening = self.dialect.opening().ok_or(GrammarError::NoToolCalls)?;
                 let lark = tools::lark(self.dialect, tools);
                 bounded("set of tools", &lark)?;
-                let trigger = (!tools.required).then_some(opening);
+                let trigger = (!tools.required && tools.otherwise.is_none()).then_some(opening);
                 ("set of tools", TopLevelGrammar::from_lark(lark), trigger)
             }
         };

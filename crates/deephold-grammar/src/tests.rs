@@ -118,7 +118,7 @@ fn tool_calls_are_valid_in_every_dialect_with_thinking_on_and_off() {
                     json!({"type": "object", "properties": {}, "additionalProperties": false}),
                 ),
             ];
-            let guide = Guide::Tools(ToolGuide { functions, required, parallel: false });
+            let guide = Guide::Tools(ToolGuide { functions, required, parallel: false, otherwise: None });
             let mut ended = 0;
             for seed in 0..6 {
                 let Some(text) = walk(dialect, &guide, thinking, &script, seed) else { continue };
@@ -149,10 +149,59 @@ fn hostile_grammars_are_refused_with_words() {
         Guide::Lark("start: start2".into()),
         Guide::JsonSchema(json!({ "type": "nonsense" })),
         Guide::JsonSchema(json!({ "$ref": "http://example.com/x" })),
-        Guide::Tools(ToolGuide { functions: vec![], required: true, parallel: true }),
+        Guide::Tools(ToolGuide { functions: vec![], required: true, parallel: true, otherwise: None }),
     ] {
         let shown = format!("{guide:?}").chars().take(60).collect::<String>();
         let message = refused(guide).unwrap_or_else(|| panic!("accepted: {shown}"));
         assert!(message.len() < 800 && !message.contains('\n'), "{message}");
+    }
+}
+
+/// Both at once: a call, or JSON of a schema, and nothing else.
+#[test]
+fn an_answer_is_a_call_or_fits_the_schema() {
+    let validator = jsonschema::validator_for(&schema()).unwrap();
+    let functions = vec![("clock".to_owned(), json!({ "type": "object", "additionalProperties": false }))];
+    let otherwise = Some(schema());
+    let guide = Guide::Tools(ToolGuide { functions, required: false, parallel: false, otherwise });
+    let (mut calls, mut values) = (0, 0);
+    for seed in 0..24 {
+        let Some(text) = walk(Dialect::Qwen, &guide, Thinking::Closed, "", seed) else { continue };
+        let parsed = parse_answer(Dialect::Qwen, "</think>", true, &text);
+        if parsed.tool_calls.is_empty() {
+            let value: Value =
+                serde_json::from_str(&parsed.content).unwrap_or_else(|e| panic!("{e}: {text}"));
+            assert!(validator.is_valid(&value), "{text}");
+            values += 1;
+        } else {
+            assert_eq!((parsed.tool_calls[0].name.as_str(), parsed.content.as_str()), ("clock", ""));
+            calls += 1;
+        }
+    }
+    assert!(calls > 0 && values > 0, "{calls} calls, {values} values");
+}
+
+/// A schema cannot turn the grammar engine's checks off, nor its bounds on space.
+#[test]
+fn options_in_a_schema_do_not_hold() {
+    let (tokenizer, engine) = engine(Dialect::Plain);
+    let lenient = json!({ "type": "object", "unevaluatedWonders": 1, "contains": 3, "x-guidance": { "lenient": true } });
+    let refused =
+        engine.constraint(&Guide::JsonSchema(lenient), Thinking::Closed).err().map(|e| e.to_string());
+    assert!(refused.as_ref().is_some_and(|e| e.contains("contains")), "{refused:?}");
+    let mut constraint = engine.constraint(&Guide::JsonObject, Thinking::Closed).unwrap();
+    let space = tokenizer.encode(" ").unwrap()[0];
+    assert!(!constraint.allowed().unwrap().unwrap().allows(space), "no space before the object");
+}
+
+#[test]
+fn thinking_is_read_off_the_prompt() {
+    for (prompt, can_think, thinking) in [
+        ("a<think>\n", true, Thinking::Opened),
+        ("a</think>", true, Thinking::Closed),
+        ("a", true, Thinking::Possible),
+        ("a", false, Thinking::Closed),
+    ] {
+        assert_eq!(Thinking::after_prompt(prompt, can_think), thinking, "{prompt}");
     }
 }

@@ -6,16 +6,21 @@ use deephold_tokenizer::{Dialect, DsmlSection};
 use serde_json::{Map, Value, json};
 
 use crate::ToolGuide;
+use crate::schema::compact;
 
 /// The grammar of the calls. Where calls are required it begins with their opening mark; otherwise the mark has come.
 pub(crate) fn lark(dialect: Dialect, tools: &ToolGuide) -> String {
     let mut out = String::new();
     let names: Vec<String> = (0..tools.functions.len()).map(|i| format!("f{i}")).collect();
     let any = names.join(" | ");
-    let opening = match (tools.required, dialect.opening()) {
-        (true, Some(mark)) => literal(mark),
-        _ => String::new(),
-    };
+    let from_the_start = tools.required || tools.otherwise.is_some();
+    let opening = dialect.opening().filter(|_| from_the_start).map(literal).unwrap_or_default();
+    match &tools.otherwise {
+        None => _ = writeln!(out, "start: calls"),
+        Some(schema) => {
+            _ = writeln!(out, "start: calls | otherwise\notherwise: %json {}", compact(schema.clone()));
+        }
+    }
     let many = if tools.parallel { "+" } else { "" };
     match dialect {
         Dialect::Qwen => {
@@ -23,11 +28,11 @@ pub(crate) fn lark(dialect: Dialect, tools: &ToolGuide) -> String {
                 true => format!("(WS {} call)*", literal("<tool_call>")),
                 false => String::new(),
             };
-            _ = writeln!(out, "start: {opening} call {more}");
+            _ = writeln!(out, "calls: {opening} call {more}");
             _ = writeln!(out, "call: WS ({any}) WS {}", literal("</tool_call>"));
         }
         Dialect::DeepSeekMarks { .. } => {
-            _ = writeln!(out, "start: {opening} call{many} {}", literal("<｜tool▁calls▁end｜>"));
+            _ = writeln!(out, "calls: {opening} call{many} {}", literal("<｜tool▁calls▁end｜>"));
             _ = writeln!(out, "call: WS ({any}) {}", literal("<｜tool▁call▁end｜>"));
         }
         Dialect::Dsml { section } => {
@@ -35,7 +40,7 @@ pub(crate) fn lark(dialect: Dialect, tools: &ToolGuide) -> String {
                 DsmlSection::FunctionCalls => "</｜DSML｜function_calls>",
                 DsmlSection::ToolCalls => "</｜DSML｜tool_calls>",
             };
-            _ = writeln!(out, "start: {opening} call{many} WS {}", literal(close));
+            _ = writeln!(out, "calls: {opening} call{many} WS {}", literal(close));
             _ = writeln!(out, "call: WS ({any}) WS {}", literal("</｜DSML｜invoke>"));
         }
         Dialect::Plain => {}
@@ -61,7 +66,7 @@ fn function(dialect: Dialect, rule: &str, name: &str, schema: &Value, out: &mut 
                 Some(defs) => with(call, "$defs", defs.clone()),
                 None => call,
             };
-            _ = writeln!(out, "{rule}: %json {call}");
+            _ = writeln!(out, "{rule}: %json {}", compact(call));
         }
         Dialect::DeepSeekMarks { fenced } => {
             let (before, after) = match fenced {
@@ -70,7 +75,7 @@ fn function(dialect: Dialect, rule: &str, name: &str, schema: &Value, out: &mut 
             };
             let after = if after.is_empty() { String::new() } else { literal(after) };
             _ = writeln!(out, "{rule}: {} {rule}a {after}", literal(&before));
-            _ = writeln!(out, "{rule}a: %json {}", object(schema));
+            _ = writeln!(out, "{rule}a: %json {}", compact(object(schema)));
         }
         Dialect::Dsml { .. } => dsml(rule, name, schema, out),
         Dialect::Plain => {}
@@ -107,7 +112,7 @@ fn dsml(rule: &str, name: &str, schema: &Value, out: &mut String) {
                     None => property.clone(),
                 };
                 _ = writeln!(out, "{part}: WS {} {part}j {close}", tag(false));
-                _ = writeln!(out, "{part}j: %json {property}");
+                _ = writeln!(out, "{part}j: %json {}", compact(property));
             }
         }
     }

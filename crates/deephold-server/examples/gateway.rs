@@ -1,6 +1,6 @@
 //! What the wire costs: the same requests to an engine alone and over HTTP with keys, events and audit, in turns.
 //!
-//! `cargo run --release -p deephold-server --example gateway -- MODEL [STREAMS [TOKENS [ROUNDS]]]`
+//! `cargo run --release -p deephold-server --example gateway -- MODEL [STREAMS [TOKENS [ROUNDS [THREADS]]]]`
 #![allow(missing_docs, reason = "a program to measure with")]
 
 use std::error::Error;
@@ -37,11 +37,11 @@ struct Round {
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let path = args.next().ok_or("usage: gateway MODEL [STREAMS [TOKENS [ROUNDS]]]")?;
+    let path = args.next().ok_or("usage: gateway MODEL [STREAMS [TOKENS [ROUNDS [THREADS]]]]")?;
     let mut number = |default: usize| args.next().map_or(Ok(default), |n| n.parse());
-    let (streams, tokens, rounds) = (number(1)?, number(128)?, number(9)?);
+    let (streams, tokens, rounds, threads) = (number(1)?, number(128)?, number(9)?, number(0)?);
 
-    let pool = ThreadPool::new(PoolOptions { threads: 0, pin: false });
+    let pool = ThreadPool::new(PoolOptions { threads, pin: false });
     let machine = Machine::new(Arc::new(Ops::new(Isa::detect(), Arc::new(pool))), u64::MAX);
     let checkpoint = Arc::new(Checkpoint::open(Path::new(&path))?);
     let model = deephold_models::load(&checkpoint, machine.ops(), &LoadOptions::default(), &mut |_| {})?;

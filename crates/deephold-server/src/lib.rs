@@ -29,6 +29,6 @@ pub use backends::{HostedModel, LoadProgress, ModelFacts, ModelLoader};
 pub use error::ServerError;
 pub use http::Server;
 pub use record::AuditPolicy;
-pub use replay::{Comparison, Recorded};
+pub use replay::{Comparison, Recorded, Replay};
 pub use routes::paths;
 pub use tls::{TlsFiles, local_certificate};

@@ -3,6 +3,7 @@
 use deephold_audit::hex;
 use deephold_base::TokenId;
 use deephold_engine::SamplingParams;
+use deephold_grammar::{Guide, Thinking};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -47,6 +48,15 @@ fn kept(policy: AuditPolicy, ids: &[TokenId], texts: &[(&str, &str)]) -> Value {
     out
 }
 
+/// What the answer had to be.
+pub(crate) fn guide_json((guide, thinking): &(Guide, Thinking)) -> Value {
+    json!({ "guide": guide, "thinking": thinking })
+}
+
+pub(crate) fn guide_sha256(guide: &Value) -> String {
+    sha256(guide.to_string().as_bytes())
+}
+
 pub(crate) fn params(p: &SamplingParams, stops: &[String]) -> Value {
     json!({
         "n": p.n, "seed": p.seed, "max_tokens": p.max_tokens, "min_tokens": p.min_tokens,
@@ -66,8 +76,8 @@ pub(crate) fn asked(
     who: &Principal,
     request: &ValidRequest,
 ) -> Value {
-    let texts: Vec<(&str, &str)> = request.chat_prompt.iter().map(|text| ("text", text.as_str())).collect();
-    json!({
+    let texts: Vec<(&str, &str)> = request.chat.iter().map(|chat| ("text", chat.prompt.as_str())).collect();
+    let mut record = json!({
         "request_id": request_id,
         "endpoint": endpoint,
         "key": who.key_id,
@@ -78,7 +88,19 @@ pub(crate) fn asked(
         "program": env!("CARGO_PKG_VERSION"),
         "params": params(&request.params, &request.stops),
         "prompts": request.prompts.iter().map(|ids| kept(policy, ids, &texts)).collect::<Vec<_>>(),
-    })
+    });
+    if let Some(chat) = &request.chat {
+        record["rendered_at"] = json!(chat.rendered_at);
+    }
+    if let Some(guide) = &request.guide {
+        // Schemas and tools are part of what was asked.
+        let guide = guide_json(guide);
+        match policy {
+            AuditPolicy::Full => record["guide"] = guide,
+            AuditPolicy::Hash | AuditPolicy::Redacted => record["guide_sha256"] = json!(guide_sha256(&guide)),
+        }
+    }
+    record
 }
 
 /// What an answer's end is called on the wire and in the log.
@@ -101,7 +123,14 @@ pub(crate) fn answered(
     outcome: &str,
 ) {
     let one = |a: &Answer| {
-        let mut out = kept(policy, &a.ids, &[("content", &a.content), ("reasoning", &a.reasoning)]);
+        let mut texts = vec![("content", a.content.as_str()), ("reasoning", a.reasoning.as_str())];
+        let calls: Vec<Value> =
+            a.tool_calls.iter().map(|c| json!({ "name": c.name, "arguments": c.arguments })).collect();
+        let calls = json!(calls).to_string();
+        if !a.tool_calls.is_empty() {
+            texts.push(("tool_calls", &calls));
+        }
+        let mut out = kept(policy, &a.ids, &texts);
         out["finish_reason"] = json!(end_name(a.end));
         out
     };

@@ -1,15 +1,19 @@
 //! A record of an answer, read again: what was asked, so that it can be computed once more, and whether the same came out.
 
+use std::sync::Arc;
+
 use deephold_base::TokenId;
-use deephold_engine::SamplingParams;
-use deephold_tokenizer::{ChatFormat, Tokenizer};
-use serde_json::Value;
+use deephold_engine::{Constraint, SamplingParams};
+use deephold_grammar::{GrammarEngine, Guide, Thinking};
+use deephold_tokenizer::{ChatFormat, Dialect, Tokenizer};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::ServerError;
 use crate::api::fields::{Fields, token_id, token_ids};
 use crate::api::openai::{chat, completions};
 use crate::backends::ModelFacts;
-use crate::record::ids_sha256;
+use crate::record::{guide_json, guide_sha256, ids_sha256};
 
 /// What a record of kind `request` says.
 #[derive(Clone, Debug)]
@@ -26,6 +30,19 @@ pub struct Recorded {
     params: SamplingParams,
     prompts: Vec<Ids>,
     answers: Vec<Ids>,
+    guide: Option<Guided>,
+    guide_sha256: Option<String>,
+    rendered_at: u64,
+}
+
+type Guided = (Guide, Thinking);
+
+/// What is to be computed again.
+pub struct Replay {
+    /// Ids of each prompt.
+    pub prompts: Vec<Vec<TokenId>>,
+    /// What the sampler follows for each answer.
+    pub constraint: Option<Box<dyn Constraint>>,
 }
 
 /// One answer, compared.
@@ -95,6 +112,10 @@ impl Recorded {
         let (prompts, answers) = (list("prompts")?, list("answers")?);
         let params =
             params(part("params")?).filter(|p| p.n.checked_mul(prompts.len()) == Some(answers.len()));
+        let guide =
+            data.get("guide").map(|g| Guided::deserialize(json!([g.get("guide"), g.get("thinking")])));
+        let guide =
+            guide.transpose().map_err(|e| wrong(format!("has a `guide` that cannot be read: {e}")))?;
         Ok(Self {
             request_id: text("request_id")?,
             model: text("model")?,
@@ -104,45 +125,64 @@ impl Recorded {
             params: params.ok_or_else(|| wrong("has `params` that cannot be read"))?,
             prompts,
             answers,
+            guide_sha256: match &guide {
+                Some(guide) => Some(guide_sha256(&guide_json(guide))),
+                None => data.get("guide_sha256").and_then(Value::as_str).map(str::to_owned),
+            },
+            guide,
+            rendered_at: data.get("rendered_at").and_then(Value::as_u64).unwrap_or(0),
         })
     }
 
-    /// The prompts' ids: the record's own, or those of `request`, the body as it was sent.
+    /// What is to be computed again: the record's own, or that of `request`, the body as it was sent.
     ///
     /// # Errors
     /// The record keeps digests alone and no body is given, the body cannot be read, or it is not the one that was answered.
-    pub fn prompts(
+    pub fn replay(
         &self,
         request: Option<&[u8]>,
-        tokenizer: &Tokenizer,
+        tokenizer: &Arc<Tokenizer>,
         chat: Option<&ChatFormat>,
-    ) -> Result<Vec<Vec<TokenId>>, ServerError> {
+    ) -> Result<Replay, ServerError> {
         let recorded: Option<Vec<_>> = self.prompts.iter().map(|p| p.ids.clone()).collect();
-        let prompts = match (request, recorded) {
-            (None, Some(prompts)) => return Ok(prompts),
+        let (prompts, guide) = match (request, recorded) {
+            (None, Some(prompts)) => (prompts, self.guide.clone()),
             (None, None) => {
                 return Err(wrong("keeps digests of its prompt alone; give the body as it was sent"));
             }
-            (Some(body), _) => {
-                let body =
-                    serde_json::from_slice(body).map_err(|e| wrong(format!("needs a body in JSON: {e}")))?;
-                let read = Fields::of_body(body).and_then(|mut fields| match self.endpoint.as_str() {
-                    "/v1/completions" => {
-                        Ok(completions::prompts(&mut fields, tokenizer)?.into_iter().map(|p| p.ids).collect())
-                    }
-                    _ => Ok(vec![chat::prompt(&mut fields, tokenizer, chat)?.1]),
-                });
-                let read: Vec<Vec<TokenId>> =
-                    read.map_err(|e| wrong(format!("needs another body: {}", e.message)))?;
-                read
-            }
+            (Some(body), _) => self.read(body, tokenizer, chat)?,
         };
         let same = |(ids, recorded): (&Vec<TokenId>, &Ids)| ids_sha256(ids) == recorded.sha256;
-        if prompts.len() == self.prompts.len() && prompts.iter().zip(&self.prompts).all(same) {
-            Ok(prompts)
-        } else {
-            Err(wrong("is of another request: the body gives a prompt with another digest"))
+        let is_same = prompts.len() == self.prompts.len() && prompts.iter().zip(&self.prompts).all(same);
+        let guide_sha256 = guide.as_ref().map(|g| guide_sha256(&guide_json(g)));
+        if !is_same || guide_sha256 != self.guide_sha256 {
+            return Err(wrong("is of another request: the body gives a prompt with another digest"));
         }
+        let Some((guide, thinking)) = guide else { return Ok(Replay { prompts, constraint: None }) };
+        let dialect = chat.map_or(Dialect::Plain, ChatFormat::tool_dialect);
+        let made =
+            GrammarEngine::new(Arc::clone(tokenizer), dialect).and_then(|g| g.constraint(&guide, thinking));
+        let constraint = made.map_err(|e| wrong(format!("has a guide that cannot be followed: {e}")))?;
+        Ok(Replay { prompts, constraint: Some(constraint) })
+    }
+
+    /// Prompts and guide of a body.
+    fn read(
+        &self,
+        body: &[u8],
+        tokenizer: &Tokenizer,
+        chat: Option<&ChatFormat>,
+    ) -> Result<(Vec<Vec<TokenId>>, Option<Guided>), ServerError> {
+        let body = serde_json::from_slice(body).map_err(|e| wrong(format!("needs a body in JSON: {e}")))?;
+        let read = Fields::of_body(body).and_then(|mut fields| {
+            if self.endpoint == "/v1/completions" {
+                let prompts = completions::prompts(&mut fields, tokenizer)?;
+                return Ok((prompts.into_iter().map(|p| p.ids).collect(), None));
+            }
+            let asked = chat::ask(&mut fields, tokenizer, chat, self.rendered_at)?;
+            Ok((vec![asked.ids], asked.guide.map(|(guide, _)| (guide, asked.thinking))))
+        });
+        read.map_err(|e| wrong(format!("needs another body: {}", e.message)))
     }
 
     /// The parameters, with as many tokens as the longest recorded answer has.
@@ -195,8 +235,6 @@ fn params(value: &Value) -> Option<SamplingParams> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn record() -> Value {

@@ -1,10 +1,11 @@
 //! Loaded models and the engines on them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use deephold_engine::{EngineCore, EngineHandle, SamplingParams, StepOutput};
-use deephold_tokenizer::{ChatFormat, Tokenizer};
+use deephold_engine::{Constraint, EngineCore, EngineHandle, SamplingParams, StepOutput};
+use deephold_grammar::{GrammarEngine, Guide, Thinking};
+use deephold_tokenizer::{ChatFormat, Dialect, Tokenizer};
 
 use crate::ServerError;
 use crate::metrics::Metrics;
@@ -53,8 +54,10 @@ pub struct ModelFacts {
 pub(crate) struct Hosted {
     pub(crate) name: String,
     pub(crate) engine: EngineHandle,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat: Option<ChatFormat>,
+    /// Made when a request first needs it: a vocabulary takes half a second.
+    grammars: OnceLock<Result<GrammarEngine, String>>,
     pub(crate) defaults: SamplingParams,
     pub(crate) facts: ModelFacts,
     pub(crate) max_model_len: usize,
@@ -82,8 +85,9 @@ impl Hosted {
         Ok(Self {
             name: model.name,
             engine,
-            tokenizer: model.tokenizer,
+            tokenizer: Arc::new(model.tokenizer),
             chat: model.chat,
+            grammars: OnceLock::new(),
             defaults: model.defaults,
             facts,
             max_model_len,
@@ -92,6 +96,22 @@ impl Hosted {
             is_warm: AtomicBool::new(false),
             next_request: AtomicU64::new(1),
         })
+    }
+
+    /// What the sampler follows for an answer of this model. Takes its time at first; not for an asynchronous task.
+    ///
+    /// # Errors
+    /// Why the guide cannot be followed, in words for who asked.
+    pub(crate) fn constraint(
+        &self,
+        guide: &Guide,
+        thinking: Thinking,
+    ) -> Result<Box<dyn Constraint>, String> {
+        let grammars = self.grammars.get_or_init(|| {
+            let dialect = self.chat.as_ref().map_or(Dialect::Plain, ChatFormat::tool_dialect);
+            GrammarEngine::new(Arc::clone(&self.tokenizer), dialect).map_err(|e| e.to_string())
+        });
+        grammars.as_ref().map_err(String::clone)?.constraint(guide, thinking).map_err(|e| e.to_string())
     }
 
     /// A number for an engine request.

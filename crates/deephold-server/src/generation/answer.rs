@@ -2,6 +2,7 @@
 
 use deephold_base::TokenId;
 use deephold_engine::SampledToken;
+use deephold_tokenizer::ToolCall;
 
 use super::stream::{Delta, End, TokenDelta};
 
@@ -19,6 +20,7 @@ pub(crate) struct Usage {
 pub(crate) struct Answer {
     pub(crate) reasoning: String,
     pub(crate) content: String,
+    pub(crate) tool_calls: Vec<ToolCall>,
     pub(crate) tokens: Vec<TokenDelta>,
     /// The prompt's tokens, where their log probabilities were asked for.
     pub(crate) prompt: Vec<SampledToken>,
@@ -31,6 +33,7 @@ impl Answer {
     pub(crate) fn add(&mut self, delta: &Delta) {
         self.reasoning.push_str(&delta.reasoning);
         self.content.push_str(&delta.content);
+        self.tool_calls.extend(delta.tool_calls.iter().cloned());
         self.tokens.extend(delta.tokens.iter().cloned());
         self.prompt.extend(delta.prompt.iter().cloned());
         self.ids.extend(&delta.ids);

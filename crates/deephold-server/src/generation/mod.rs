@@ -5,5 +5,5 @@ mod request;
 mod stream;
 
 pub(crate) use answer::{Answer, Usage};
-pub(crate) use request::ValidRequest;
+pub(crate) use request::{ChatContext, ValidRequest};
 pub(crate) use stream::{Delta, End, Generation, TokenDelta, with_seed};

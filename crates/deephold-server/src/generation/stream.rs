@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use deephold_base::TokenId;
 use deephold_engine::{
-    Delivery, FinishReason, Request, RequestId, RequestOutput, SampledToken, SamplingParams,
+    Constraint, Delivery, FinishReason, Request, RequestId, RequestOutput, SampledToken, SamplingParams,
 };
-use deephold_tokenizer::{Detokenizer, ReasoningSplitter, Segment, StopMatcher};
+use deephold_tokenizer::{AnswerEvent, AnswerParser, Detokenizer, Dialect, StopMatcher, ToolCall};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Usage, ValidRequest};
+use super::{ChatContext, Usage, ValidRequest};
 use crate::api::error::{ApiError, ApiResult};
 use crate::backends::Hosted;
 
@@ -48,6 +48,8 @@ pub(crate) struct Delta {
     pub(crate) prompt: Vec<SampledToken>,
     pub(crate) reasoning: String,
     pub(crate) content: String,
+    /// Whole calls.
+    pub(crate) tool_calls: Vec<ToolCall>,
     pub(crate) tokens: Vec<TokenDelta>,
     /// All new ids, the end's included.
     pub(crate) ids: Vec<TokenId>,
@@ -58,7 +60,7 @@ struct Sequence {
     detokenizer: Detokenizer,
     stops: StopMatcher,
     /// None for plain completions.
-    splitter: Option<ReasoningSplitter>,
+    parser: Option<AnswerParser>,
     is_open: bool,
     /// Its first output has come.
     is_counted: bool,
@@ -83,7 +85,11 @@ pub(crate) struct Generation {
 
 impl Generation {
     /// Gives all prompts to the engine and waits until they are accepted; where one is not, none is computed.
-    pub(crate) async fn start(request: &ValidRequest, tenant: Arc<str>) -> ApiResult<Self> {
+    pub(crate) async fn start(
+        request: &ValidRequest,
+        constraint: Option<Box<dyn Constraint>>,
+        tenant: Arc<str>,
+    ) -> ApiResult<Self> {
         let model = Arc::clone(&request.model);
         let deadline = model.engine.now().saturating_add(request.timeout);
         let (sender, outputs) = mpsc::unbounded_channel();
@@ -110,6 +116,8 @@ impl Generation {
             let mut engine_request = Request::new(id, prompt.clone(), request.params.clone());
             engine_request.tenant = Arc::clone(&tenant);
             engine_request.deadline = Some(deadline);
+            engine_request.priority = request.priority;
+            engine_request.constraint.clone_from(&constraint);
             // Bounded by pausing: the sink says so when too many lie unread, and one step adds one a sequence at most.
             let (sender, counted) = (sender.clone(), Arc::clone(&generation.unread));
             let sink = Box::new(move |output: RequestOutput| {
@@ -180,7 +188,7 @@ impl Generation {
             if stopped && i + 1 == count {
                 break;
             }
-            let is_reasoning = sequence.splitter.as_ref().is_some_and(ReasoningSplitter::is_reasoning);
+            let is_reasoning = sequence.parser.as_ref().is_some_and(AnswerParser::is_reasoning);
             self.usage.reasoning_tokens += usize::from(is_reasoning);
             let text = sequence.detokenizer.push(&self.model.tokenizer, token.id);
             delta.tokens.push(TokenDelta { token, is_reasoning });
@@ -229,15 +237,16 @@ impl Drop for Generation {
 impl Sequence {
     fn new(request: &ValidRequest, prompt: &[TokenId]) -> Self {
         let tokenizer = &request.model.tokenizer;
-        let marks = [deephold_tokenizer::THINK_OPEN, deephold_tokenizer::THINK_CLOSE];
-        let shown = match request.chat_prompt {
-            Some(_) => marks.iter().filter_map(|mark| tokenizer.token_to_id(mark)).collect(),
-            None => Vec::new(),
-        };
+        let marks = request.chat.as_ref().map_or(&[][..], |chat| match chat.has_tools {
+            true => chat.dialect.visible_tokens(),
+            false => Dialect::Plain.visible_tokens(),
+        });
+        let shown = marks.iter().filter_map(|mark| tokenizer.token_to_id(mark)).collect();
+        let parser = |chat: &ChatContext| AnswerParser::new(chat.dialect, &chat.prompt, chat.has_tools);
         Self {
             detokenizer: Detokenizer::after(tokenizer, prompt).show(shown),
             stops: StopMatcher::new(request.stops.iter().cloned()),
-            splitter: request.chat_prompt.as_deref().map(ReasoningSplitter::after_prompt),
+            parser: request.chat.as_ref().map(parser),
             is_open: true,
             is_counted: false,
         }
@@ -246,7 +255,7 @@ impl Sequence {
     /// Reads text; whether a stop string ended it. Stop strings end the answer, not the thinking: clients choose them for what
     /// they will see.
     fn read(&mut self, text: &str, delta: &mut Delta) -> bool {
-        if self.splitter.as_ref().is_some_and(ReasoningSplitter::is_reasoning) {
+        if self.parser.as_ref().is_some_and(AnswerParser::is_reasoning) {
             self.split(text, delta);
             return false;
         }
@@ -256,24 +265,24 @@ impl Sequence {
     }
 
     fn split(&mut self, text: &str, delta: &mut Delta) {
-        match &mut self.splitter {
+        match &mut self.parser {
             None => delta.content.push_str(text),
-            Some(splitter) => splitter.push(text).into_iter().for_each(|s| delta.add(s)),
+            Some(parser) => parser.push(text).into_iter().for_each(|e| delta.add(e)),
         }
     }
 
     fn finish_text(&mut self, delta: &mut Delta) {
-        if let Some(last) = self.splitter.as_mut().and_then(ReasoningSplitter::finish) {
-            delta.add(last);
-        }
+        let last = self.parser.as_mut().map(AnswerParser::finish).unwrap_or_default();
+        last.into_iter().for_each(|e| delta.add(e));
     }
 }
 
 impl Delta {
-    fn add(&mut self, segment: Segment) {
-        match segment {
-            Segment::Reasoning(text) => self.reasoning.push_str(&text),
-            Segment::Content(text) => self.content.push_str(&text),
+    fn add(&mut self, event: AnswerEvent) {
+        match event {
+            AnswerEvent::Reasoning(text) => self.reasoning.push_str(&text),
+            AnswerEvent::Content(text) => self.content.push_str(&text),
+            AnswerEvent::ToolCall(call) => self.tool_calls.push(call),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod deepseek;
 mod python;
 mod template;
+mod words;
 
 use deephold_weights::Checkpoint;
 use serde_json::Value;
@@ -10,7 +11,7 @@ use serde_json::Value;
 pub use deepseek::DeepSeekEncoding;
 pub use template::ChatTemplate;
 
-use crate::{Tokenizer, TokenizerError};
+use crate::{Dialect, Tokenizer, TokenizerError};
 
 /// What a prompt is made for.
 #[derive(Clone, Debug, Default)]
@@ -52,13 +53,42 @@ impl ChatFormat {
         }
     }
 
-    /// The prompt for `messages`, an array of objects as the OpenAI API writes them.
+    /// How this model writes tool calls: as its template does, else in a form that its prompt is made to describe.
+    pub fn tool_dialect(&self) -> Dialect {
+        match Dialect::of(self) {
+            Dialect::Plain => Dialect::Qwen,
+            dialect => dialect,
+        }
+    }
+
+    /// Whether the format takes the arguments of earlier calls as text; others take them as objects.
+    pub fn takes_arguments_as_text(&self) -> bool {
+        match self {
+            Self::Template(template) => template.takes_arguments_as_text(),
+            Self::DeepSeek(_) => false,
+        }
+    }
+
+    /// The prompt for `messages`, an array of objects as the OpenAI API writes them. Tools that the model's template knows
+    /// nothing of are described in its system message.
     ///
     /// # Errors
     /// Messages that the format refuses, or a template that fails or does not end.
     pub fn render(&self, messages: &Value, options: &RenderOptions) -> Result<String, TokenizerError> {
         match self {
-            Self::Template(template) => template.render(messages, options),
+            Self::Template(template) => {
+                let tools = options.tools.as_ref().filter(|t| t.as_array().is_some_and(|t| !t.is_empty()));
+                let (knows_calls, knows_tools) =
+                    (Dialect::of(self) != Dialect::Plain, template.knows_tools());
+                let spelt = (!knows_calls).then(|| words::spell_out(messages));
+                let messages = spelt.as_ref().unwrap_or(messages);
+                let emptied = (!template.asks_for_none()).then(|| words::without_nulls(messages)).flatten();
+                let messages = emptied.as_ref().unwrap_or(messages);
+                let described = tools
+                    .filter(|_| !(knows_calls && knows_tools))
+                    .map(|tools| words::describe(messages, tools, self.tool_dialect()));
+                template.render(described.as_ref().unwrap_or(messages), options)
+            }
             Self::DeepSeek(encoding) => encoding.render(messages, options),
         }
     }

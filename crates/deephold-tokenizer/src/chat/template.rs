@@ -77,6 +77,33 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// Whether it reads the list of tools.
+    pub(crate) fn knows_tools(&self) -> bool {
+        let is_name = |c: char| c.is_alphanumeric() || c == '_';
+        self.source.match_indices("tools").any(|(at, word)| {
+            let before = self.source[..at].chars().next_back();
+            let after = self.source[at + word.len()..].chars().next();
+            // As a variable: not part of another name, of a mark or of a text.
+            let is_variable = |c: Option<char>| c.is_some_and(|c| !is_name(c) && !"<>/▁'\"".contains(c));
+            is_variable(before) && is_variable(after)
+        })
+    }
+
+    /// Whether it joins the arguments of calls to text as they are, instead of writing them as JSON or asking what they are.
+    pub(crate) fn takes_arguments_as_text(&self) -> bool {
+        let compact: String = self.source.chars().filter(|c| !c.is_whitespace()).collect();
+        let joined = ["arguments", "arguments']", "arguments\"]"]
+            .iter()
+            .any(|name| ["+", "}}", "-}}"].iter().any(|next| compact.contains(&format!("{name}{next}"))));
+        joined && !["isstring", "ismapping"].iter().any(|asks| compact.contains(asks))
+    }
+
+    /// Whether it tells an absent content from an empty one; others fail on an absent one.
+    pub(super) fn asks_for_none(&self) -> bool {
+        let compact: String = self.source.chars().filter(|c| !c.is_whitespace()).collect();
+        ["contentisnone", "content']isnone", "content\"]isnone"].iter().any(|part| compact.contains(part))
+    }
+
     /// The prompt for `messages`.
     ///
     /// # Errors

@@ -167,3 +167,86 @@ fn python_s_ways_of_printing() {
     assert_eq!(render("a{%- generation -%} b {%- endgeneration %} c\n"), "ab c");
     assert_eq!(render("{{ '{\"a\": [1]}' | from_json | tojson }}"), "{\"a\": [1]}");
 }
+
+/// What each published template knows of tools, and that every one of them tells a model of the tools that it may call.
+#[test]
+fn every_template_tells_of_tools() {
+    if skip_without_shared() {
+        return;
+    }
+    let tools = json!([{ "type": "function", "function": {
+        "name": "weather_in", "description": "d", "parameters": { "type": "object", "properties": { "city": { "type": "string" } } }
+    } }]);
+    for (name, knows, as_text) in [
+        ("qwen2.5", true, false),
+        ("qwen3", true, false),
+        ("r1-distill-llama", false, true),
+        ("r1-distill-qwen", false, false),
+        ("r1-tools", true, false),
+        ("v3.1", false, false),
+        ("v3.2", true, false),
+        ("v4", true, false),
+        ("v4-flash-0731", true, false),
+    ] {
+        let source = std::fs::read_to_string(shared(&format!("golden/chat/{name}.jinja"))).expect("template");
+        let template = ChatTemplate::with_markers(&source, None, None).expect("compiles");
+        assert_eq!((template.knows_tools(), template.takes_arguments_as_text()), (knows, as_text), "{name}");
+        let format = ChatFormat::Template(Box::new(template));
+        let arguments = json!({ "city": "Rom" });
+        let arguments = if as_text { arguments.to_string().into() } else { arguments };
+        let messages = json!([
+            { "role": "system", "content": "Be short." },
+            { "role": "user", "content": "Rain?" },
+            { "role": "assistant", "content": null, "tool_calls": [
+                { "id": "c1", "type": "function", "function": { "name": "weather_in", "arguments": arguments } }
+            ] },
+            { "role": "tool", "tool_call_id": "c1", "content": "sunny" },
+        ]);
+        let options = RenderOptions {
+            tools: Some(tools.clone()),
+            add_generation_prompt: true,
+            ..RenderOptions::default()
+        };
+        let text = format.render(&messages, &options).expect("renders");
+        for part in ["Be short.", "Rain?", "weather_in", "\"city\"", "Rom", "sunny"] {
+            assert!(text.contains(part), "{name} lacks {part}: {text}");
+        }
+        // The description and the call that was made.
+        assert!(text.matches("weather_in").count() >= 2, "{name}: {text}");
+    }
+}
+
+/// A template without any form for tools: everything is said in words, and what the model answers is parsed in that form.
+#[test]
+fn tools_go_in_words_where_a_template_knows_none() {
+    let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+    let template = ChatTemplate::with_markers(source, None, None).expect("compiles");
+    let format = ChatFormat::Template(Box::new(template));
+    let call =
+        |name: &str| json!({ "type": "function", "function": { "name": name, "arguments": { "x": 1 } } });
+    let messages = json!([
+        { "role": "user", "content": "go" },
+        { "role": "assistant", "content": "ok", "tool_calls": [call("f"), call("g")] },
+        { "role": "tool", "content": "one" },
+        { "role": "tool", "content": "two" },
+        { "role": "user", "content": "and?" },
+    ]);
+    let tools = json!([{ "type": "function", "function": { "name": "f" } }]);
+    let options =
+        RenderOptions { tools: Some(tools), add_generation_prompt: true, ..RenderOptions::default() };
+    let text = format.render(&messages, &options).expect("renders");
+    let turns = "[user] go\n[assistant] ok\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": {\"x\": 1}}\n</tool_call>\n\
+                 [user] <tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response>\n[user] and?\n[assistant]";
+    assert!(text.starts_with("[system] # Tools\n") && text.ends_with(turns), "{text}");
+    let dialect = format.tool_dialect();
+    let parsed = crate::parse_answer(
+        dialect,
+        &text,
+        true,
+        "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>",
+    );
+    assert_eq!(parsed.tool_calls.len(), 1);
+    // Without tools and calls the template sees what it was given.
+    let plain = json!([{ "role": "user", "content": "hi" }]);
+    assert_eq!(format.render(&plain, &RenderOptions::default()).expect("renders"), "[user] hi\n");
+}

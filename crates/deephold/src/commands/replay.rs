@@ -11,7 +11,7 @@ use deephold_audit::{Filter, Reader, Record};
 use deephold_base::{ErrorCode, TokenId};
 use deephold_engine::{EngineCore, FinishReason, Request, SamplingParams};
 use deephold_kernels::Isa;
-use deephold_server::Recorded;
+use deephold_server::{Recorded, Replay};
 use serde_json::json;
 
 use super::generate::read_text;
@@ -48,10 +48,12 @@ pub(crate) fn run(args: &AuditReplayArgs) -> Result<ExitCode> {
     let isa = machine.ops().isa().name().to_owned();
     let loaded = load_checkpoint(checkpoint, &machine, &engine, start, &mut terminal::phases())?;
     let mut core = loaded.engine(&engine, params.n, |_| ())?;
-    let tokenizer = loaded.tokenizer()?;
-    let chat = chat_format(&loaded.checkpoint, tokenizer)?;
-    let prompts = recorded.prompts(body.as_deref().map(str::as_bytes), tokenizer, chat.as_ref())?;
-    let answers = recorded.compare(&compute(&mut core, &prompts, &params)?);
+    let (tokenizer, checkpoint, memory) = loaded.into_parts()?;
+    core.hold(memory);
+    let tokenizer = Arc::new(tokenizer);
+    let chat = chat_format(&checkpoint, &tokenizer)?;
+    let replay = recorded.replay(body.as_deref().map(str::as_bytes), &tokenizer, chat.as_ref())?;
+    let answers = recorded.compare(&compute(&mut core, &replay, &params)?);
 
     let same = answers.iter().all(|a| a.same);
     let code = if same { ExitCode::SUCCESS } else { ExitCode::from(65) };
@@ -132,15 +134,13 @@ fn engine_args(args: &AuditReplayArgs, recorded: &Recorded) -> Result<EngineArgs
 }
 
 /// All answers' ids, those to the first prompt first.
-fn compute(
-    core: &mut EngineCore,
-    prompts: &[Vec<TokenId>],
-    params: &SamplingParams,
-) -> Result<Vec<Vec<TokenId>>> {
-    let mut answers = vec![Vec::new(); prompts.len() * params.n];
+fn compute(core: &mut EngineCore, replay: &Replay, params: &SamplingParams) -> Result<Vec<Vec<TokenId>>> {
+    let mut answers = vec![Vec::new(); replay.prompts.len() * params.n];
     let bar = terminal::step_bar("computing", params.max_tokens.saturating_mul(answers.len()) as u64);
-    for (id, prompt) in (0..).zip(prompts) {
-        core.add_request(Request::new(id, prompt.clone(), params.clone()))?;
+    for (id, prompt) in (0..).zip(&replay.prompts) {
+        let mut request = Request::new(id, prompt.clone(), params.clone());
+        request.constraint.clone_from(&replay.constraint);
+        core.add_request(request)?;
     }
     while core.has_work() {
         for output in core.step().outputs {

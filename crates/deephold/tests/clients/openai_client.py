@@ -1,4 +1,6 @@
 """Drives a running service with the official openai package: BASE_URL KEY MODEL HAS_TEMPLATE."""
+import asyncio
+import json
 import sys
 import openai
 
@@ -43,11 +45,48 @@ if has_template == "yes":
     next(iter(stream))
     stream.close()
     assert chat(temperature=0).choices[0].message.content == text
-    try:
-        chat(extra_body={"tools": [{"type": "function", "function": {"name": "f"}}]})
-        raise SystemExit("tools were taken")
-    except openai.BadRequestError as e:
-        assert e.param == "tools", e
+
+    # Answers of a schema, and tool calls, streamed and not; models that think are told not to, so that a few tokens do.
+    quiet = {} if model == "smollm" else {"reasoning_effort": "none"}
+    trip = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+            "required": ["city", "days"], "additionalProperties": False}
+    def fits(text):
+        value = json.loads(text)
+        assert value["city"] in ("Oslo", "Rome") and 1 <= value["days"] <= 9 and len(value) == 2, value
+    ask = lambda **more: client.chat.completions.create(**{"model": model, "messages": question, "max_tokens": 120, **quiet, **more})
+    form = {"type": "json_schema", "json_schema": {"name": "trip", "strict": True, "schema": trip}}
+    for choice in ask(response_format=form, n=3, temperature=1, seed=2).choices:
+        fits(choice.message.content)
+    with client.chat.completions.stream(model=model, messages=question, max_tokens=120, response_format=form, **quiet) as stream:
+        stream.until_done()
+        fits(stream.get_final_completion().choices[0].message.content)
+    tools = [{"type": "function", "function": {"name": "plan_trip", "description": "Plans a trip.", "parameters": trip, "strict": True}}]
+    for more in [{"tool_choice": "required"}, {"tool_choice": {"type": "function", "function": {"name": "plan_trip"}}}]:
+        answer = ask(tools=tools, parallel_tool_calls=False, **more).choices[0]
+        (call,) = answer.message.tool_calls
+        assert answer.finish_reason == "tool_calls" and answer.message.content is None and call.function.name == "plan_trip"
+        fits(call.function.arguments)
+        with client.chat.completions.stream(model=model, messages=question, max_tokens=120, tools=tools, parallel_tool_calls=False, **quiet, **more) as stream:
+            events = list(stream)
+            (streamed,) = stream.get_final_completion().choices[0].message.tool_calls
+        fits(streamed.function.arguments)
+        assert any(e.type == "tool_calls.function.arguments.done" and e.name == "plan_trip" for e in events)
+    # The conversation goes on with the call's result; asynchronously as well.
+    turns = question + [answer.message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "booked"}]
+    assert ask(messages=turns, tools=tools).choices[0].finish_reason in ("stop", "length", "tool_calls")
+    async def several():
+        other = openai.AsyncOpenAI(base_url=base, api_key=key, max_retries=0)
+        asked = [other.chat.completions.create(model=model, messages=question, max_tokens=120, response_format=form, seed=i, **quiet) for i in range(4)]
+        for answer in await asyncio.gather(*asked):
+            fits(answer.choices[0].message.content)
+    asyncio.run(several())
+    for more, param in [({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"contains": 1}}}}, "response_format"),
+                        ({"tool_choice": "required"}, "tool_choice"), ({"prediction": {"type": "content", "content": "x"}}, "prediction")]:
+        try:
+            ask(**more)
+            raise SystemExit(f"{param} was taken")
+        except openai.BadRequestError as e:
+            assert e.param == param, e
 else:
     try:
         client.chat.completions.create(model=model, messages=question)

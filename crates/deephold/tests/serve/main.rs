@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod guided;
 mod operations;
 mod service;
 mod tls;
@@ -320,11 +321,6 @@ fn bad_requests_get_a_clear_error_and_lose_nothing() {
         (object!({ "model": "guide", "messages": user, "logit_bias": { "99999": 1 } }), 400, "logit_bias"),
         (object!({ "model": "guide", "messages": user, "stop": [""] }), 400, "stop"),
         (object!({ "model": "guide", "messages": user, "tools": [] }), 400, "tools"),
-        (
-            object!({ "model": "guide", "messages": user, "response_format": { "type": "json_object" } }),
-            400,
-            "response_format",
-        ),
         (object!({ "model": "guide", "messages": user, "invented": 1 }), 400, "invented"),
         (
             object!({ "model": "guide", "messages": [{ "role": "user", "content": "word ".repeat(5000) }] }),

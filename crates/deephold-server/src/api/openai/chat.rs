@@ -1,39 +1,46 @@
 //! `POST /v1/chat/completions`.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::Response;
 use deephold_base::TokenId;
-use deephold_tokenizer::{ChatFormat, RenderOptions, Tokenizer};
-use serde_json::{Value, json};
+use deephold_engine::Constraint;
+use deephold_grammar::{Guide, Thinking};
+use deephold_state::Role;
+use deephold_tokenizer::{ChatFormat, Dialect, RenderOptions, THINK_OPEN, Tokenizer};
+use serde_json::{Map, Value};
 
+use super::messages::messages;
 use super::params::{self, Fields};
+use super::tools::{Wanted, wanted};
 use super::write::{Kind, answer};
 use crate::api::error::{ApiError, ApiResult};
+use crate::backends::Hosted;
 use crate::call::Call;
-use crate::generation::ValidRequest;
+use crate::generation::{ChatContext, ValidRequest};
 
-/// Messages of a conversation at most.
-const MESSAGES_MAX: usize = 4096;
-/// Fields that other services have and this one does not offer yet: refused by name, whatever they hold.
-const NOT_YET: [&str; 12] = [
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "functions",
-    "function_call",
-    "modalities",
-    "audio",
-    "prediction",
-    "web_search_options",
-    "reasoning_effort",
-    "service_tier",
-    "store",
+/// Fields that other services have and this one does not: refused by name, with what they may hold all the same.
+const NOT_OFFERED: [(&str, &[&str]); 9] = [
+    ("functions", &[]),
+    ("function_call", &[]),
+    ("modalities", &["[\"text\"]"]),
+    ("audio", &[]),
+    ("prediction", &[]),
+    ("web_search_options", &[]),
+    ("store", &["false"]),
+    ("metadata", &["{}"]),
+    ("verbosity", &["\"medium\""]),
 ];
+/// Variables of templates that a request may not set: they are the server's.
+const RESERVED: [&str; 7] =
+    ["messages", "tools", "documents", "bos_token", "eos_token", "add_generation_prompt", "strftime_now"];
 
 pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
     let mut fields = Fields::of_body(params::json(&call.body)?)?;
     let model = params::model(&call, &mut fields)?;
-    let (text, prompt) = prompt(&mut fields, &model.tokenizer, model.chat.as_ref())?;
+    let now = call.app.clock.unix_time().as_secs();
+    let asked = ask(&mut fields, &model.tokenizer, model.chat.as_ref(), now)?;
     let streaming = params::streaming(&mut fields)?;
     let mut sampling = params::sampling(&mut fields, &model)?;
     if let Some(max) = fields.integer("max_tokens", 1, i64::from(u32::MAX))? {
@@ -50,92 +57,167 @@ pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
     }
     let stops = params::stops(&mut fields)?;
     let timeout = params::timeout(&mut fields, call.app.limits.request_time)?;
+    let priority = service_tier(&mut fields, call.who()?.role)?;
     // A name for the caller's own user; nothing depends on it.
     fields.string("user")?;
-    if let Some(mut format) = fields.object("response_format")? {
-        format.only("type", &[json!("text")], "is only offered as `text` so far")?;
-        format.finish()?;
-    }
-    for field in NOT_YET {
-        fields.only(field, &[], "is not offered yet")?;
+    for (field, allowed) in NOT_OFFERED {
+        let allowed: Vec<Value> = allowed.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
+        fields.only(field, &allowed, "is not offered")?;
     }
     fields.finish()?;
+    let Asked { text, ids, dialect, has_tools, guide, thinking, .. } = asked;
+    let constraint = match &guide {
+        Some((guide, param)) => Some(constraint(&model, guide.clone(), thinking, param).await?),
+        None => None,
+    };
     let request = ValidRequest {
         model,
-        prompts: vec![prompt],
-        chat_prompt: Some(text),
+        prompts: vec![ids],
+        chat: Some(ChatContext { prompt: text, dialect, has_tools, rendered_at: now }),
         params: sampling,
         stops,
         timeout,
+        guide: guide.map(|(guide, _)| (guide, thinking)),
+        priority,
     };
-    answer(call, request, streaming, Kind::Chat).await
+    answer(call, request, constraint, streaming, Kind::Chat).await
 }
 
-/// `messages` as the model reads them: text and ids.
-pub(crate) fn prompt(
+/// A grammar's first work can take some time, so it is done where it holds nobody up.
+async fn constraint(
+    model: &Arc<Hosted>,
+    guide: Guide,
+    thinking: Thinking,
+    param: &'static str,
+) -> ApiResult<Box<dyn Constraint>> {
+    let model = Arc::clone(model);
+    let made = tokio::task::spawn_blocking(move || model.constraint(&guide, thinking)).await;
+    let made = made.map_err(|_| ApiError::internal("a grammar failed; this is a defect"))?;
+    made.map_err(|e| ApiError::param(param, format!("cannot be guaranteed: {e}")))
+}
+
+/// `service_tier` as priority. Going before others is for those who run the service.
+fn service_tier(fields: &mut Fields, role: Role) -> ApiResult<i32> {
+    match fields.string("service_tier")?.as_deref() {
+        None | Some("auto" | "default") => Ok(0),
+        Some("flex") => Ok(-1),
+        Some("priority") if matches!(role, Role::Admin | Role::Operator) => Ok(1),
+        Some("priority") => {
+            let problem = "= `priority` needs a key of role admin or operator";
+            Err(ApiError::param("service_tier", problem))
+        }
+        Some(_) => Err(ApiError::param("service_tier", "must be auto, default, flex or priority")),
+    }
+}
+
+/// What a body asks a model, and what the answer must be.
+pub(crate) struct Asked {
+    /// The rendered prompt.
+    pub(crate) text: String,
+    pub(crate) ids: Vec<TokenId>,
+    pub(crate) dialect: Dialect,
+    /// Calls are told from text.
+    pub(crate) has_tools: bool,
+    /// With the field that says so.
+    pub(crate) guide: Option<(Guide, &'static str)>,
+    pub(crate) thinking: Thinking,
+}
+
+/// Reads the fields that decide about the prompt and the answer's form. `now` is seconds since 1970, for templates that write the
+/// date.
+pub(crate) fn ask(
     fields: &mut Fields,
     tokenizer: &Tokenizer,
     chat: Option<&ChatFormat>,
-) -> ApiResult<(String, Vec<TokenId>)> {
+    now: u64,
+) -> ApiResult<Asked> {
     let format = chat.ok_or_else(|| {
         let hint = "need a chat template, which this model lacks; use /v1/completions";
         ApiError::unsupported("messages", hint)
     })?;
-    let messages = messages(fields)?;
-    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    let messages = messages(fields, format.takes_arguments_as_text())?;
+    let Wanted { tools, guide } = wanted(fields)?;
+    let can_think = tokenizer.token_to_id(THINK_OPEN).is_some();
+    let thinking = thinking(fields, can_think)?;
+    let has_tools = tools.is_some();
+    let options = RenderOptions {
+        tools,
+        add_generation_prompt: true,
+        thinking: thinking.map(|(on, _)| on),
+        variables: variables(fields)?,
+        unix_seconds: now,
+    };
     let text = format.render(&messages, &options)?;
+    let begins = match (thinking, Thinking::after_prompt(&text, can_think)) {
+        (Some((false, param)), Thinking::Opened) => {
+            let problem = "cannot be turned off: this model's template always thinks";
+            return Err(ApiError::unsupported(param, problem));
+        }
+        (Some((false, _)), _) => Thinking::Closed,
+        (_, begins) => begins,
+    };
     let ids = tokenizer.encode(&text)?;
-    Ok((text, ids))
+    Ok(Asked { text, ids, dialect: format.tool_dialect(), has_tools, guide, thinking: begins })
 }
 
-/// Messages as templates take them: roles are known, content is text or parts of text.
-fn messages(fields: &mut Fields) -> ApiResult<Value> {
-    let list = fields.array("messages")?.ok_or_else(|| ApiError::param("messages", "is missing"))?;
-    if list.is_empty() || list.len() > MESSAGES_MAX {
-        return Err(ApiError::param(
-            "messages",
-            format!("has {} entries; 1 to {MESSAGES_MAX} are taken", list.len()),
-        ));
-    }
-    let mut out = Vec::with_capacity(list.len());
-    for (i, value) in list.into_iter().enumerate() {
-        let mut message = Fields::of(value, format!("messages[{i}]"))?;
-        let role = match message.need_string("role")?.as_str() {
-            // OpenAI's newer name; published templates know the older one.
-            "developer" | "system" => "system",
-            "user" => "user",
-            "assistant" => "assistant",
+/// `reasoning_effort` of OpenAI or `thinking` of DeepSeek: whether the model thinks first, and the field that says so.
+fn thinking(fields: &mut Fields, can_think: bool) -> ApiResult<Option<(bool, &'static str)>> {
+    let mut wanted = None;
+    if let Some(effort) = fields.string("reasoning_effort")? {
+        wanted = match effort.as_str() {
+            "none" | "minimal" => Some((false, "reasoning_effort")),
+            "low" | "medium" | "high" | "xhigh" => Some((true, "reasoning_effort")),
             _ => {
-                let name = message.name("role");
-                return Err(ApiError::unsupported(name, "must be system, developer, user or assistant"));
+                let problem = "must be none, minimal, low, medium, high or xhigh";
+                return Err(ApiError::param("reasoning_effort", problem));
             }
         };
-        let content = content(&mut message)?;
-        // What an earlier answer thought is not told again: templates of R1 and later leave it out.
-        message.string("reasoning_content")?;
-        message.string("name")?;
-        message.only("refusal", &[], "is not offered")?;
-        message.finish()?;
-        out.push(json!({ "role": role, "content": content }));
     }
-    Ok(Value::Array(out))
+    if let Some(mut switch) = fields.object("thinking")? {
+        let on = match switch.need_string("type")?.as_str() {
+            "enabled" => true,
+            "disabled" => false,
+            _ => return Err(ApiError::param("thinking.type", "must be enabled or disabled")),
+        };
+        switch.finish()?;
+        if wanted.is_some_and(|(other, _)| other != on) {
+            return Err(ApiError::param("thinking", "contradicts `reasoning_effort`"));
+        }
+        wanted = Some((on, "thinking"));
+    }
+    match wanted {
+        Some((true, param)) if !can_think => {
+            Err(ApiError::unsupported(param, "cannot be turned on: this model has no form for thinking"))
+        }
+        wanted => Ok(wanted),
+    }
 }
 
-fn content(message: &mut Fields) -> ApiResult<String> {
-    let name = message.name("content");
-    match message.take("content") {
-        Some(Value::String(text)) => Ok(text),
-        Some(Value::Array(parts)) => {
-            let mut text = String::new();
-            for (i, part) in parts.into_iter().enumerate() {
-                let mut part = Fields::of(part, format!("{name}[{i}]"))?;
-                part.only("type", &[json!("text")], "must be `text`: this server takes no images or sound")?;
-                text.push_str(&part.need_string("text")?);
-                part.finish()?;
+/// `chat_template_kwargs`, as vLLM's clients send them.
+fn variables(fields: &mut Fields) -> ApiResult<Map<String, Value>> {
+    let place = "chat_template_kwargs";
+    match fields.take(place) {
+        None => Ok(Map::new()),
+        Some(Value::Object(map)) => match map.keys().find(|k| RESERVED.contains(&k.as_str())) {
+            Some(key) => Err(ApiError::param(format!("{place}.{key}"), "is set by the server")),
+            None => Ok(map),
+        },
+        Some(_) => Err(ApiError::param(place, "must be an object")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_offered_is_written_in_json() {
+        for (field, allowed) in NOT_OFFERED {
+            for text in allowed {
+                assert_ne!(serde_json::from_str(text).ok(), Some(json!(null)), "{field}");
             }
-            Ok(text)
         }
-        Some(_) => Err(ApiError::param(name, "must be a string or a list of text parts")),
-        None => Err(ApiError::param(name, "is missing")),
     }
 }

@@ -51,8 +51,17 @@ pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
     fields.finish()?;
     let echoed = echo.then(|| prompts.iter().map(|p| p.text(&model.tokenizer)).collect());
     let prompts = prompts.into_iter().map(|p| p.ids).collect();
-    let request = ValidRequest { model, prompts, chat_prompt: None, params: sampling, stops, timeout };
-    answer(call, request, streaming, Kind::Completion { echoed }).await
+    let request = ValidRequest {
+        model,
+        prompts,
+        chat: None,
+        params: sampling,
+        stops,
+        timeout,
+        guide: None,
+        priority: 0,
+    };
+    answer(call, request, None, streaming, Kind::Completion { echoed }).await
 }
 
 /// One of the prompts of a request.

@@ -2,7 +2,9 @@
 
 pub(crate) mod chat;
 pub(crate) mod completions;
+mod messages;
 pub(crate) mod models;
 mod params;
 pub(crate) mod tokenize;
+mod tools;
 mod write;

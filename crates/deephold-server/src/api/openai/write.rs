@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
-use deephold_engine::SampledToken;
+use deephold_engine::{Constraint, SampledToken};
+use deephold_tokenizer::ToolCall;
 use serde_json::{Value, json};
 
 use super::params::Streaming;
@@ -13,7 +14,7 @@ use crate::admission::{Outcome, Permit, recordable};
 use crate::api::error::{ApiResult, json_response};
 use crate::api::sse::{EventSender, Gone, stream};
 use crate::call::Call;
-use crate::generation::{Delta, Generation, TokenDelta, Usage, ValidRequest};
+use crate::generation::{Answer, Delta, Generation, TokenDelta, Usage, ValidRequest};
 use crate::record::end_name;
 
 /// How long a stream may be silent before a comment shows that it lives: proxies close what is quiet.
@@ -55,19 +56,28 @@ impl Head {
         };
         json!({ "id": self.id, "object": object, "created": self.created_s, "model": self.model })
     }
+
+    /// A whole call: the `i`th of the answer `index`.
+    fn call(&self, index: usize, i: usize, call: &ToolCall) -> Value {
+        let id = format!("call_{}_{index}_{i}", self.id.trim_start_matches("chatcmpl-"));
+        json!({
+            "id": id, "type": "function", "function": { "name": call.name, "arguments": call.arguments }
+        })
+    }
 }
 
 /// Generates and writes the answer.
 pub(super) async fn answer(
     call: Call,
     request: ValidRequest,
+    constraint: Option<Box<dyn Constraint>>,
     streaming: Streaming,
     kind: Kind,
 ) -> ApiResult<Response<Body>> {
     recordable(&call.app).await?;
     let who = call.who()?;
     let permit = Permit::new(&call.app, &call.request_id, kind.endpoint(), who, &request);
-    let generation = Generation::start(&request, who.tenant.clone()).await;
+    let generation = Generation::start(&request, constraint, who.tenant.clone()).await;
     let mut permit = permit;
     let generation = match generation {
         Ok(generation) => generation,
@@ -133,13 +143,20 @@ impl Walk {
         self.close(Outcome::Completed).await?;
         let answers = std::mem::take(&mut self.permit.answers);
         let choices: Vec<Value> = (0..).zip(&answers).map(|(index, answer)| {
-            let reason = finish_reason(end_name(answer.end));
+            let reason = finish_reason(answer);
             let logprobs = self.logprobs(index, &answer.prompt, &answer.tokens);
             match self.head.kind {
                 Kind::Chat => {
                     let mut message = json!({ "role": "assistant", "content": answer.content });
                     if !answer.reasoning.is_empty() {
                         message["reasoning_content"] = json!(answer.reasoning);
+                    }
+                    if !answer.tool_calls.is_empty() {
+                        let calls = answer.tool_calls.iter().enumerate();
+                        message["tool_calls"] = calls.map(|(i, call)| self.head.call(index, i, call)).collect();
+                        if answer.content.is_empty() {
+                            message["content"] = Value::Null;
+                        }
                     }
                     json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
                 }
@@ -192,11 +209,11 @@ impl Walk {
             };
             gaps.observe(last.elapsed().as_secs_f64());
             last = Instant::now();
-            if let Some(choice) = self.choice(&delta) {
+            for choice in self.choices(&delta) {
                 self.chunk(events, vec![choice], include_usage).await?;
             }
-            if let Some(end) = delta.end {
-                ends.push((delta.index, finish_reason(end_name(Some(end)))));
+            if delta.end.is_some() {
+                ends.push((delta.index, finish_reason(&self.permit.answers[delta.index])));
             }
         }
         if let Err(e) = self.close(Outcome::Completed).await {
@@ -237,8 +254,26 @@ impl Walk {
         events.data(&body).await
     }
 
-    /// What a delta brings to its reader; `None` for tokens whose text is not certain yet.
-    fn choice(&mut self, delta: &Delta) -> Option<Value> {
+    /// What a delta brings to its reader; nothing for tokens whose text is not certain yet.
+    fn choices(&mut self, delta: &Delta) -> Vec<Value> {
+        let mut out: Vec<Value> = self.text_choice(delta).into_iter().collect();
+        let index = delta.index;
+        let before = self.permit.answers[index].tool_calls.len() - delta.tool_calls.len();
+        for (i, call) in (before..).zip(&delta.tool_calls) {
+            // The name at once, then the arguments, as readers of other services expect them.
+            let mut opened = self.head.call(index, i, call);
+            opened["index"] = json!(i);
+            opened["function"]["arguments"] = json!("");
+            let arguments = json!({ "index": i, "function": { "arguments": call.arguments } });
+            out.extend([opened, arguments].map(|part| {
+                let delta = json!({ "tool_calls": [part] });
+                json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null })
+            }));
+        }
+        out
+    }
+
+    fn text_choice(&mut self, delta: &Delta) -> Option<Value> {
         let logprobs = self.logprobs(delta.index, &delta.prompt, &delta.tokens);
         let nothing = delta.reasoning.is_empty() && delta.content.is_empty();
         if nothing && (logprobs.is_null() || (delta.tokens.is_empty() && delta.prompt.is_empty())) {
@@ -308,9 +343,13 @@ impl Walk {
     }
 }
 
-/// The API knows two ends; what ended for another reason did not end of itself.
-fn finish_reason(end: &str) -> &str {
-    if end == "stop" { "stop" } else { "length" }
+/// The API knows three ends; what ended for another reason did not end of itself.
+fn finish_reason(answer: &Answer) -> &'static str {
+    match end_name(answer.end) {
+        "stop" if !answer.tool_calls.is_empty() => "tool_calls",
+        "stop" => "stop",
+        _ => "length",
+    }
 }
 
 fn usage_json(u: Usage) -> Value {
