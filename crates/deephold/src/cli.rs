@@ -566,6 +566,8 @@ pub(crate) struct GenerateArgs {
     /// Log probabilities of each token and of the K best
     #[arg(long, value_name = "K")]
     pub(crate) logprobs: Option<usize>,
+    #[command(flatten)]
+    pub(crate) guide: GuideArgs,
     /// One JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
@@ -575,6 +577,27 @@ pub(crate) struct GenerateArgs {
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+}
+
+/// What the answer must be.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Form of the answer")]
+pub(crate) struct GuideArgs {
+    /// The answer is JSON of the schema in this file
+    #[arg(long, value_name = "FILE", group = "guide")]
+    pub(crate) json_schema: Option<PathBuf>,
+    /// The answer is a text that this expression matches whole
+    #[arg(long, value_name = "EXPRESSION", group = "guide")]
+    pub(crate) regex: Option<String>,
+    /// The answer is a text of the Lark grammar in this file
+    #[arg(long, value_name = "FILE", group = "guide")]
+    pub(crate) grammar: Option<PathBuf>,
+    /// Functions that the model may call: a JSON list as in the API
+    #[arg(long, value_name = "FILE", group = "guide", conflicts_with = "raw")]
+    pub(crate) tools: Option<PathBuf>,
+    /// auto, required, or the function to call
+    #[arg(long, value_name = "CHOICE", requires = "tools")]
+    pub(crate) tool_choice: Option<String>,
 }
 
 #[derive(Args)]

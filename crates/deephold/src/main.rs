@@ -6,6 +6,7 @@ mod commands;
 mod config;
 mod fail;
 mod guide;
+mod guided;
 mod loaded;
 mod state_dir;
 mod system;

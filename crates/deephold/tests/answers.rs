@@ -191,3 +191,67 @@ fn a_fetched_model_chats_and_is_scored() {
     // Five standard errors of 508 tokens at 0.1 nats, and the bias: derived in the models' own test.
     assert!((nll - expected).abs() < 0.028, "{nll} is not {expected}");
 }
+
+/// The form of an answer from files, as the API takes them.
+#[test]
+fn an_answer_has_the_form_that_is_asked_for() {
+    let dir = TempDir::new("guided");
+    let file = |name: &str, content: &str| {
+        let path = dir.join(name);
+        std::fs::write(&path, content).expect("a file");
+        path
+    };
+    let schema = r#"{"type":"object","properties":{"days":{"type":"integer","minimum":1,"maximum":9}},"required":["days"],"additionalProperties":false}"#;
+    let schema_file = file("schema.json", schema);
+    let ask = |more: &[&str]| {
+        let common = [
+            "generate",
+            "guide",
+            "-p",
+            "How long?",
+            "-n",
+            "120",
+            "--temperature",
+            "1",
+            "--thinking",
+            "false",
+        ];
+        deephold(&[&common[..], more].concat())
+    };
+    for seed in ["1", "2", "3"] {
+        let out = ask(&["--seed", seed, "--json-schema", text(&schema_file)]);
+        let value: Value =
+            serde_json::from_str(&out.out).unwrap_or_else(|e| panic!("{e}: {} {}", out.out, out.err));
+        assert!((1..=9).contains(&value["days"].as_u64().expect("days")), "{value}");
+        let out = ask(&["--seed", seed, "--regex", "[0-9]{4}-(ab|cd)"]).out;
+        assert!(out.trim_end().len() == 7 && (out.contains("-ab") || out.contains("-cd")), "{out}");
+        let lark = file("lark", "start: \"a\" b \"c\"\nb: /[xy]{1,3}/\n");
+        let out = ask(&["--seed", seed, "--grammar", text(&lark)]).out;
+        assert!(out.starts_with('a') && out.trim_end().ends_with('c'), "{out}");
+    }
+    let tools = file(
+        "tools.json",
+        &format!(
+            r#"[{{"name":"wait","parameters":{schema}}},{{"type":"function","function":{{"name":"go"}}}}]"#
+        ),
+    );
+    let call = ask(&["--tools", text(&tools), "--tool-choice", "wait"]).out;
+    let call: Value = serde_json::from_str(call.lines().next().expect("a call")).expect("JSON");
+    let arguments: Value = serde_json::from_str(call["arguments"].as_str().expect("text")).expect("JSON");
+    assert!(call["name"] == "wait" && (1..=9).contains(&arguments["days"].as_u64().expect("days")), "{call}");
+    let report: Value = serde_json::from_str(&ask(&["--tools", text(&tools), "--json"]).out).expect("JSON");
+    assert!(report["tool_calls"].is_array() && report["content"].is_string());
+    let broken = file("broken.json", "{");
+    for (args, words) in [
+        (&["--json-schema", text(&broken)][..], "broken.json is not JSON"),
+        (&["--json-schema", "absent.json"], "absent.json"),
+        (&["--regex", "("], "regular expression"),
+        (&["--tools", text(&schema_file)], "no list of tools"),
+        (&["--tools", text(&tools), "--tool-choice", "stay"], "names no function"),
+        (&["--tools", text(&tools), "--raw"], "--raw"),
+        (&["--regex", "a", "--json-schema", text(&schema_file)], "--regex"),
+    ] {
+        let out = ask(args);
+        assert!(out.code != 0 && out.err.contains(words), "{args:?}: {}", out.err);
+    }
+}

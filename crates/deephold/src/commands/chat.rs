@@ -176,7 +176,7 @@ impl<'a> Chat<'a> {
         messages.extend(self.messages.iter().cloned());
         let question = json!({ "role": "user", "content": text });
         messages.push(question.clone());
-        let prompt = render(&self.format, &messages, self.template)?;
+        let prompt = render(&self.format, &messages, None, self.template)?;
         let request = Request::new(self.requests, self.tokenizer.encode(&prompt)?, self.params.clone());
         self.requests += 1;
         let mut screen = Screen::new(&prompt);
