@@ -1,7 +1,8 @@
-//! Repository tasks: `cargo xtask tidy` and `cargo xtask licenses`.
+//! Repository tasks: `cargo xtask tidy`, `cargo xtask licenses` and `cargo xtask prove NAME`.
 
 mod licenses;
 mod metadata;
+mod prove;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -12,8 +13,9 @@ fn main() -> ExitCode {
     let found = match task.as_str() {
         "tidy" => tidy::check(&root()),
         "licenses" => licenses::check(&root()),
+        "prove" => prove::prove(&root(), std::env::args().nth(2).as_deref()).map(|()| Vec::new()),
         _ => {
-            eprintln!("usage: cargo xtask tidy | licenses");
+            eprintln!("usage: cargo xtask tidy | licenses | prove NAME");
             return ExitCode::from(2);
         }
     };

@@ -14,12 +14,13 @@ use deephold_models::Model;
 
 use crate::kv_cache_manager::{KvCacheManager, SeqBlocks};
 use crate::machine::{Machine, MemoryLease};
+use crate::masks::{MaskWorker, Masked};
 use crate::request::{
     CacheSharing, FinishReason, Pooling, Request, RequestId, RequestOutput, SampledToken, SamplingParams,
 };
 use crate::scheduler::{ScheduledSeq, Scheduler};
 use crate::sequence::{PooledSums, SeqKey, Sequence};
-use crate::{EngineConfig, EngineError, runner, sampler};
+use crate::{EngineConfig, EngineError, masks, runner, sampler};
 
 /// Rows of logits at a time while a prompt is scored: with a vocabulary of 128 Ki they take 16 MiB.
 const SCORED_ROWS: usize = 32;
@@ -40,6 +41,8 @@ pub struct EngineCore {
     keys: HashMap<RequestId, Vec<SeqKey>>,
     arrivals: u64,
     stats: EngineStats,
+    /// Started with the first constraint.
+    masks: Option<MaskWorker>,
 }
 
 /// Result of one [`EngineCore::step`]: an output for each sequence that got a token or ended in it, and what the step cost.
@@ -120,6 +123,7 @@ impl EngineCore {
             keys: HashMap::new(),
             arrivals: 0,
             stats: EngineStats::default(),
+            masks: None,
         })
     }
 
@@ -192,6 +196,9 @@ impl EngineCore {
         let arrived = self.clock.now();
         let salt = prefix_salt(&request.cache_sharing, &request.tenant);
         let params = Arc::new(params);
+        if request.constraint.is_some() && self.masks.is_none() {
+            self.masks = MaskWorker::start();
+        }
         let first = SampledToken { id: prompt[0], logprob: None, top: Vec::new() };
         let mut keys = Vec::with_capacity(params.n);
         for seq_idx in 0..params.n {
@@ -213,7 +220,7 @@ impl EngineCore {
                 queue_deadline: request.queue_deadline,
                 tenant: Arc::clone(&request.tenant),
                 weight: request.weight,
-                constraint: request.constraint.clone(),
+                constraint: request.constraint.clone().map(|c| Masked::new(c, self.masks.as_ref())),
                 pooled: request.pooling.map(|how| PooledSums { how, sums: Vec::new() }),
                 // All sequences of a request have the same prompt.
                 scored: params.prompt_logprobs.filter(|_| seq_idx == 0).map(|_| vec![first.clone()]),
@@ -392,7 +399,7 @@ impl EngineCore {
 
     fn sample_token(&mut self, logits: &[f32], key: SeqKey, p: &SamplingParams) -> Option<RequestOutput> {
         let seq = self.scheduler.running.get_mut(&key)?;
-        let token = match next_token(logits, seq) {
+        let token = match next_token(logits, seq, self.masks.as_ref()) {
             Ok(token) => token,
             Err(message) => return self.finish(key, Vec::new(), FinishReason::Error, Some(message)),
         };
@@ -518,31 +525,32 @@ fn output_of(seq: &Sequence) -> RequestOutput {
 
 /// The next token of a sequence, within its constraint. The constraint is the caller's code: a panic in it ends this sequence
 /// alone.
-fn next_token(logits: &[f32], seq: &mut Sequence) -> Result<SampledToken, String> {
-    let mut constraint = seq.constraint.take();
-    let panicked = |_| "the constraint of this request failed; this is a defect".to_owned();
-    let sampled = catch_unwind(AssertUnwindSafe(|| {
-        let mask = match &mut constraint {
-            Some(constraint) => constraint.allowed()?,
-            None => None,
-        };
-        let choice = sampler::Choice {
-            logits,
-            params: &seq.params,
-            mask: mask.as_ref(),
-            seed: seq.seed,
-            seq_idx: seq.seq_idx,
-            tokens: &seq.tokens,
-            num_prompt: seq.num_prompt,
-        };
-        let token = choice.sample()?;
-        if let Some(constraint) = &mut constraint {
-            constraint.accept(token.id)?;
-        }
-        Ok(token)
-    }));
-    seq.constraint = constraint;
-    sampled.map_err(panicked)?
+fn next_token(
+    logits: &[f32],
+    seq: &mut Sequence,
+    worker: Option<&MaskWorker>,
+) -> Result<SampledToken, String> {
+    let ready = seq.constraint.take().map(Masked::ready);
+    let (constraint, mask) = match ready {
+        None => (None, None),
+        Some(ready) => (ready.constraint, ready.mask?),
+    };
+    let choice = sampler::Choice {
+        logits,
+        params: &seq.params,
+        mask: mask.as_ref(),
+        seed: seq.seed,
+        seq_idx: seq.seq_idx,
+        tokens: &seq.tokens,
+        num_prompt: seq.num_prompt,
+    };
+    let token = choice.sample()?;
+    if let Some(mut constraint) = constraint {
+        let accepted = catch_unwind(AssertUnwindSafe(|| constraint.accept(token.id)));
+        accepted.map_err(|_| masks::DEFECT.to_owned())??;
+        seq.constraint = Some(Masked::new(constraint, worker));
+    }
+    Ok(token)
 }
 
 /// A seed nobody asked for: the standard library's per-process hash keys, which the system's randomness feeds.

@@ -19,6 +19,7 @@ mod handle;
 mod kv_cache_manager;
 mod machine;
 mod mailbox;
+mod masks;
 mod policy;
 mod request;
 mod runner;

@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use deephold_base::TokenId;
 
-use crate::constraint::Constraint;
 use crate::kv_cache_manager::SeqBlocks;
+use crate::masks::Masked;
 use crate::request::{Pooling, RequestId, SampledToken, SamplingParams};
 
 /// A sequence's place in the order of service: higher priority first, then earlier arrival. Unique in an engine.
@@ -48,7 +48,7 @@ pub(crate) struct Sequence {
     pub(crate) queue_deadline: Option<Duration>,
     pub(crate) tenant: Arc<str>,
     pub(crate) weight: f32,
-    pub(crate) constraint: Option<Box<dyn Constraint>>,
+    pub(crate) constraint: Option<Masked>,
     pub(crate) pooled: Option<PooledSums>,
     /// The prompt's tokens whose log probabilities are known, in order, until they are handed out.
     pub(crate) scored: Option<Vec<SampledToken>>,

@@ -14,7 +14,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::access::authenticate;
 use crate::api::error::{ApiError, ApiResult};
-use crate::api::{openai, ops};
+use crate::api::openapi::Operation;
+use crate::api::{openai, openapi, ops};
 use crate::app::App;
 use crate::call::Call;
 
@@ -27,6 +28,8 @@ pub(crate) struct Route {
     /// Who may; nobody is asked who he is where it is empty.
     pub(crate) roles: &'static [Role],
     pub(crate) handler: fn(Call) -> Answer,
+    /// What the document of the API says of it.
+    pub(crate) describe: fn() -> Operation,
 }
 
 const EVERYBODY: &[Role] = &[Role::Admin, Role::Operator, Role::Auditor, Role::App];
@@ -35,39 +38,69 @@ const WATCHERS: &[Role] = &[Role::Admin, Role::Operator, Role::Auditor];
 const OPEN: &[Role] = &[];
 
 /// The table.
-pub(crate) const ROUTES: [Route; 8] = [
-    Route { method: Method::GET, path: "/healthz", roles: OPEN, handler: |c| Box::pin(ops::healthz(c)) },
-    Route { method: Method::GET, path: "/readyz", roles: OPEN, handler: |c| Box::pin(ops::readyz(c)) },
-    Route { method: Method::GET, path: "/metrics", roles: WATCHERS, handler: |c| Box::pin(ops::metrics(c)) },
+pub(crate) const ROUTES: [Route; 9] = [
+    Route {
+        method: Method::GET,
+        path: "/healthz",
+        roles: OPEN,
+        handler: |c| Box::pin(ops::healthz(c)),
+        describe: ops::describe_healthz,
+    },
+    Route {
+        method: Method::GET,
+        path: "/readyz",
+        roles: OPEN,
+        handler: |c| Box::pin(ops::readyz(c)),
+        describe: ops::describe_readyz,
+    },
+    Route {
+        method: Method::GET,
+        path: "/openapi.json",
+        roles: OPEN,
+        handler: |c| Box::pin(openapi::document(c)),
+        describe: ops::describe_openapi,
+    },
+    Route {
+        method: Method::GET,
+        path: "/metrics",
+        roles: WATCHERS,
+        handler: |c| Box::pin(ops::metrics(c)),
+        describe: ops::describe_metrics,
+    },
     Route {
         method: Method::GET,
         path: "/v1/models",
         roles: EVERYBODY,
         handler: |c| Box::pin(openai::models::list(c)),
+        describe: openai::models::describe,
     },
     Route {
         method: Method::POST,
         path: "/v1/chat/completions",
         roles: MODELS,
         handler: |c| Box::pin(openai::chat::chat(c)),
+        describe: openai::describe::chat,
     },
     Route {
         method: Method::POST,
         path: "/v1/completions",
         roles: MODELS,
         handler: |c| Box::pin(openai::completions::completions(c)),
+        describe: openai::describe::completions,
     },
     Route {
         method: Method::POST,
         path: "/v1/tokenize",
         roles: MODELS,
         handler: |c| Box::pin(openai::tokenize::tokenize(c)),
+        describe: openai::tokenize::describe_tokenize,
     },
     Route {
         method: Method::POST,
         path: "/v1/detokenize",
         roles: MODELS,
         handler: |c| Box::pin(openai::tokenize::detokenize(c)),
+        describe: openai::tokenize::describe_detokenize,
     },
 ];
 

@@ -75,7 +75,7 @@ impl Fields {
     pub(crate) fn integer(&mut self, field: &str, low: i64, high: i64) -> ApiResult<Option<i64>> {
         let Some(value) = self.take(field) else { return Ok(None) };
         // Some clients write whole numbers as 5.0.
-        let whole = value.as_i64().or(value.as_f64().filter(|x| x.fract() == 0.0).map(|x| x as i64));
+        let whole = value.as_i64().or(value.as_f64().filter(whole_i64).map(|x| x as i64));
         let Some(x) = whole else { return self.wrong(field, "a whole number", &value) };
         if !(low..=high).contains(&x) {
             return Err(ApiError::param(self.name(field), format!("= {x} must be {low} to {high}")));
@@ -117,6 +117,12 @@ impl Fields {
             }
         }
     }
+}
+
+/// Whole and within 64 bits.
+fn whole_i64(x: &f64) -> bool {
+    // The bounds themselves are powers of two, so they have no rounding.
+    x.fract() == 0.0 && (-(2f64.powi(63))..2f64.powi(63)).contains(x)
 }
 
 /// Token ids; none where something else is among them.

@@ -3,5 +3,6 @@
 pub(crate) mod error;
 pub(crate) mod fields;
 pub(crate) mod openai;
+pub(crate) mod openapi;
 pub(crate) mod ops;
 pub(crate) mod sse;

@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use super::error::{ApiError, ApiResult, json_response};
+use super::openapi::{Operation, object};
 use crate::admission::recordable;
 use crate::call::Call;
 
@@ -51,4 +52,27 @@ pub(crate) async fn metrics(call: Call) -> ApiResult<Response<Body>> {
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)
+}
+
+fn status(summary: &'static str, word: &str, may_be_unavailable: bool) -> Operation {
+    let schema = object(&["status"], json!({ "status": { "const": word } }));
+    Operation { summary, request: None, answers: vec![("application/json", schema)], may_be_unavailable }
+}
+
+pub(crate) fn describe_healthz() -> Operation {
+    status("Whether the process is alive", "alive", false)
+}
+
+pub(crate) fn describe_readyz() -> Operation {
+    status("Whether requests will be answered", "ready", true)
+}
+
+pub(crate) fn describe_openapi() -> Operation {
+    let answers = vec![("application/json", json!({ "type": "object" }))];
+    Operation { summary: "This document", request: None, answers, may_be_unavailable: false }
+}
+
+pub(crate) fn describe_metrics() -> Operation {
+    let answers = vec![("application/openmetrics-text", json!({ "type": "string" }))];
+    Operation { summary: "Metrics for Prometheus", request: None, answers, may_be_unavailable: false }
 }

@@ -617,11 +617,53 @@ fn openai_python() -> Option<std::ffi::OsString> {
     python
 }
 
+/// Runs a script of `tests/clients` against a service.
+fn run_script(program: &std::ffi::OsStr, script: &str, args: &[&str]) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script);
+    let out = Command::new(program).arg(script).args(args).output().expect("the script's program");
+    let (said, erred) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{args:?}: {said}{erred}");
+}
+
 fn drive(python: &std::ffi::OsStr, base: &str, key: &str, model: &str, has_template: bool) {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/openai_client.py");
-    let template = if has_template { "yes" } else { "no" };
-    let out = Command::new(python).args([script, base, key, model, template]).output().expect("python");
-    assert!(out.status.success(), "{model}: {}", String::from_utf8_lossy(&out.stderr));
+    run_script(python, "openai_client.py", &[base, key, model, if has_template { "yes" } else { "no" }]);
+}
+
+/// The service is as it describes itself: what its description allows is answered with a described body, what it forbids is
+/// refused, and nothing fails. `cargo xtask prove api` does it at length.
+#[test]
+fn the_description_of_the_api_holds() {
+    let Some(python) = openai_python() else { return };
+    let dir = TempDir::new("serve");
+    let service = Service::start(&dir.join("state"), &["--context", "128"]);
+    let base = format!("http://{}", service.address);
+    run_script(&python, "api.py", &[&base, &service.key, "guide", "40", "7"]);
+}
+
+/// A really trained model, within schemas in the style of public ones. `cargo xtask prove schemas` takes all of them.
+#[test]
+fn a_trained_model_keeps_to_schemas() {
+    let Some(python) = openai_python() else { return };
+    let Some(model) = fetched_model("smollm2-135m-instruct.q4_1.gguf") else { return };
+    let dir = TempDir::new("serve");
+    let model = format!("smollm={}", text(&model));
+    let service = Service::start(&dir.join("state"), &[&model, "--cache-memory", "512MiB"]);
+    let base = format!("http://{}/v1", service.address);
+    run_script(&python, "schemas.py", &[&base, &service.key, "smollm", "8", "1"]);
+}
+
+/// The official client of another language.
+#[test]
+fn the_openai_package_of_npm_is_satisfied() {
+    let Some(folder) = std::env::var_os("DEEPHOLD_OPENAI_NODE") else {
+        skip("needs DEEPHOLD_OPENAI_NODE, a folder where npm installed the openai package");
+        return;
+    };
+    let dir = TempDir::new("serve");
+    let service = Service::start(&dir.join("state"), &[]);
+    let base = format!("http://{}/v1", service.address);
+    let folder = folder.to_str().expect("a path in UTF-8");
+    run_script("node".as_ref(), "openai_client.mjs", &[folder, &base, &service.key, "guide"]);
 }
 
 /// The official client: on the guide, on a base model without a template, and on a really trained one, all in one service.

@@ -372,3 +372,49 @@ fn models_come_and_go_while_others_answer() {
     drop(service);
     assert!(model(&["list"]).err.contains("no server runs"));
 }
+
+/// A refusal that says when to come again is no failure for a client that does.
+#[test]
+fn clients_come_again_after_a_refusal() {
+    let Some(python) = openai_python() else { return };
+    let dir = TempDir::new("serve");
+    let mut command = Command::new("bash");
+    let limited = r#"trap '' XFSZ; ulimit -S -f 64; exec "$0" "$@""#;
+    command.args(["-c", limited, env!("CARGO_BIN_EXE_deephold")]);
+    let service = Service::start_by(command, &dir.join("state"), &[]);
+    let mut asked = 0;
+    while service.ask(object!({ "max_tokens": 4 })).status == 200 {
+        asked += 1;
+        assert!(asked < 1000, "the limit does not hold");
+    }
+    let refused = || {
+        let metrics = service.get("/metrics").body;
+        let line = metrics.lines().find(|l| l.contains("completions") && l.contains("status=\"503\""));
+        line.and_then(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).expect("a count")
+    };
+    let before = refused();
+    let script = "import sys, openai
+c = openai.OpenAI(base_url=sys.argv[1], api_key=sys.argv[2], max_retries=20)
+print(c.chat.completions.create(model='guide', max_tokens=4, messages=[{'role': 'user', 'content': 'x'}]).choices[0].finish_reason)";
+    let base = format!("http://{}/v1", service.address);
+    let mut command = Command::new(python);
+    command.args(["-c", script, &base, &service.key]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let client = command.spawn().expect("python");
+    // Until it was refused itself.
+    let mut waited = 0;
+    while refused() == before {
+        std::thread::sleep(Duration::from_millis(20));
+        waited += 1;
+        assert!(waited < 3000, "the client does not come");
+    }
+    let pid = service.child.id().to_string();
+    assert!(
+        Command::new("prlimit")
+            .args(["--pid", &pid, "--fsize=unlimited"])
+            .status()
+            .expect("prlimit")
+            .success()
+    );
+    let out = client.wait_with_output().expect("its words");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}

@@ -43,13 +43,13 @@ pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
     let asked = ask(&mut fields, &model.tokenizer, model.chat.as_ref(), now)?;
     let streaming = params::streaming(&mut fields)?;
     let mut sampling = params::sampling(&mut fields, &model)?;
-    if let Some(max) = fields.integer("max_tokens", 1, i64::from(u32::MAX))? {
+    if let Some(max) = params::MAX_TOKENS.take(&mut fields)? {
         sampling.max_tokens = max as usize;
     }
     if fields.bool("logprobs")?.unwrap_or(false) {
         sampling.logprobs = Some(0);
     }
-    if let Some(top) = fields.integer("top_logprobs", 0, 20)? {
+    if let Some(top) = params::TOP_LOGPROBS.take(&mut fields)? {
         if sampling.logprobs.is_none() {
             return Err(ApiError::param("top_logprobs", "needs `logprobs: true`"));
         }

@@ -15,9 +15,79 @@ use crate::call::Call;
 use crate::generation::with_seed;
 
 /// Stop strings of a request at most.
-const STOPS_MAX: usize = 16;
+pub(super) const STOPS_MAX: usize = 16;
 /// Bytes of a stop string at most.
-const STOP_BYTES_MAX: usize = 1024;
+pub(super) const STOP_BYTES_MAX: usize = 1024;
+
+/// A field that holds a number: where it is read, and where it is described.
+pub(super) struct Number {
+    pub(super) name: &'static str,
+    pub(super) low: f64,
+    pub(super) high: f64,
+    pub(super) about: &'static str,
+}
+
+const fn number(name: &'static str, low: f64, high: f64, about: &'static str) -> Number {
+    Number { name, low, high, about }
+}
+
+pub(super) const TEMPERATURE: Number = number(
+    "temperature",
+    0.0,
+    2.0,
+    "0 always takes the most probable token; else the model's recommendation",
+);
+// 0 means the best token alone, as with OpenAI.
+pub(super) const TOP_P: Number =
+    number("top_p", 0.0, 1.0, "Only the most probable tokens that together reach it");
+pub(super) const MIN_P: Number =
+    number("min_p", 0.0, 1.0, "Only tokens at least so probable against the best");
+pub(super) const PRESENCE: Number =
+    number("presence_penalty", -2.0, 2.0, "Taken off the logits of tokens in the answer");
+pub(super) const FREQUENCY: Number =
+    number("frequency_penalty", -2.0, 2.0, "Taken off for each occurrence in the answer");
+pub(super) const REPETITION: Number =
+    number("repetition_penalty", 0.01, 100.0, "Divides the logits of tokens that occurred");
+
+/// Every field that [`sampling`] reads as a number with a fraction.
+pub(super) const NUMBERS: [&Number; 6] = [&TEMPERATURE, &TOP_P, &MIN_P, &PRESENCE, &FREQUENCY, &REPETITION];
+
+/// A field that holds a whole number.
+pub(super) struct Integer {
+    pub(super) name: &'static str,
+    pub(super) low: i64,
+    pub(super) high: i64,
+    pub(super) about: &'static str,
+}
+
+const fn integer(name: &'static str, low: i64, high: i64, about: &'static str) -> Integer {
+    Integer { name, low, high, about }
+}
+
+pub(super) const TOP_K: Integer =
+    integer("top_k", -1, 1 << 20, "Only the most probable tokens; 0 or -1 for all");
+pub(super) const SEED: Integer = integer("seed", i64::MIN, i64::MAX, "Same seed, same answer");
+pub(super) const N: Integer = integer("n", 1, 16, "Answers to each prompt");
+pub(super) const MAX_COMPLETION: Integer =
+    integer("max_completion_tokens", 1, u32::MAX as i64, "Tokens of the answer at most");
+pub(super) const MAX_TOKENS: Integer = Integer { name: "max_tokens", ..MAX_COMPLETION };
+pub(super) const TOP_LOGPROBS: Integer =
+    integer("top_logprobs", 0, 20, "Log probabilities of so many of the best tokens; with `logprobs`");
+
+/// Every field that [`sampling`] reads as a whole number.
+pub(super) const INTEGERS: [&Integer; 4] = [&TOP_K, &SEED, &N, &MAX_COMPLETION];
+
+impl Number {
+    pub(super) fn take(&self, fields: &mut Fields) -> ApiResult<Option<f32>> {
+        Ok(fields.number(self.name, self.low, self.high)?.map(|x| x as f32))
+    }
+}
+
+impl Integer {
+    pub(super) fn take(&self, fields: &mut Fields) -> ApiResult<Option<i64>> {
+        fields.integer(self.name, self.low, self.high)
+    }
+}
 
 /// The body as JSON; nesting is bounded by the parser.
 pub(super) fn json(body: &[u8]) -> ApiResult<Value> {
@@ -60,36 +130,34 @@ pub(super) fn streaming(fields: &mut Fields) -> ApiResult<Streaming> {
 /// Sampling fields over the model's own recommendations.
 pub(super) fn sampling(fields: &mut Fields, model: &Hosted) -> ApiResult<SamplingParams> {
     let mut p = model.defaults.clone();
-    let float = |x: f64| x as f32;
-    if let Some(x) = fields.number("temperature", 0.0, 2.0)? {
-        p.temperature = float(x);
+    if let Some(x) = TEMPERATURE.take(fields)? {
+        p.temperature = x;
     }
-    if let Some(x) = fields.number("top_p", 0.0, 1.0)? {
-        // 0 means the best token alone, as with OpenAI.
-        p.top_p = float(x).max(f32::MIN_POSITIVE);
+    if let Some(x) = TOP_P.take(fields)? {
+        p.top_p = x.max(f32::MIN_POSITIVE);
     }
-    if let Some(x) = fields.number("min_p", 0.0, 1.0)? {
-        p.min_p = float(x);
+    if let Some(x) = MIN_P.take(fields)? {
+        p.min_p = x;
     }
-    if let Some(x) = fields.integer("top_k", -1, 1 << 20)? {
+    if let Some(x) = TOP_K.take(fields)? {
         p.top_k = usize::try_from(x).unwrap_or(0);
     }
-    if let Some(x) = fields.number("presence_penalty", -2.0, 2.0)? {
-        p.presence_penalty = float(x);
+    if let Some(x) = PRESENCE.take(fields)? {
+        p.presence_penalty = x;
     }
-    if let Some(x) = fields.number("frequency_penalty", -2.0, 2.0)? {
-        p.frequency_penalty = float(x);
+    if let Some(x) = FREQUENCY.take(fields)? {
+        p.frequency_penalty = x;
     }
-    if let Some(x) = fields.number("repetition_penalty", 0.01, 100.0)? {
-        p.repetition_penalty = float(x);
+    if let Some(x) = REPETITION.take(fields)? {
+        p.repetition_penalty = x;
     }
-    if let Some(seed) = fields.integer("seed", i64::MIN, i64::MAX)? {
+    if let Some(seed) = SEED.take(fields)? {
         p.seed = Some(seed as u64);
     }
-    if let Some(n) = fields.integer("n", 1, 16)? {
+    if let Some(n) = N.take(fields)? {
         p.n = n as usize;
     }
-    if let Some(max) = fields.integer("max_completion_tokens", 1, i64::from(u32::MAX))? {
+    if let Some(max) = MAX_COMPLETION.take(fields)? {
         p.max_tokens = max as usize;
     }
     if let Some(bias) = fields.take("logit_bias") {

@@ -4,10 +4,11 @@ use axum::body::Body;
 use axum::http::{Response, StatusCode};
 use deephold_base::TokenId;
 use deephold_tokenizer::{Detokenizer, Tokenizer};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::params::{self, Fields, token_ids};
 use crate::api::error::{ApiError, ApiResult, json_response};
+use crate::api::openapi::{Operation, body, object};
 use crate::call::Call;
 
 pub(crate) async fn tokenize(call: Call) -> ApiResult<Response<Body>> {
@@ -38,4 +39,28 @@ pub(super) fn text_of(tokenizer: &Tokenizer, ids: &[TokenId]) -> String {
     let mut text: String = ids.iter().map(|id| detokenizer.push(tokenizer, *id)).collect();
     text.push_str(&detokenizer.finish());
     text
+}
+
+const IDS: fn() -> Value =
+    || json!({ "type": "array", "items": { "type": "integer", "minimum": 0, "maximum": u32::MAX } });
+
+pub(crate) fn describe_tokenize() -> Operation {
+    let request = json!({ "model": { "type": "string" }, "prompt": { "type": "string" } });
+    let answer =
+        json!({ "tokens": IDS(), "count": { "type": "integer" }, "max_model_len": { "type": "integer" } });
+    Operation {
+        summary: "Text to token ids, as /v1/completions sees it",
+        request: Some(body(&["model", "prompt"], request)),
+        answers: vec![("application/json", object(&["tokens", "count", "max_model_len"], answer))],
+        may_be_unavailable: false,
+    }
+}
+
+pub(crate) fn describe_detokenize() -> Operation {
+    Operation {
+        summary: "Token ids to text",
+        request: Some(body(&["model", "tokens"], json!({ "model": { "type": "string" }, "tokens": IDS() }))),
+        answers: vec![("application/json", object(&["prompt"], json!({ "prompt": { "type": "string" } })))],
+        may_be_unavailable: false,
+    }
 }

@@ -1,0 +1,103 @@
+//! `cargo xtask prove NAME`: proofs that take too long for every change. Each has a short cut among the tests.
+//!
+//! They drive the program as it is released, so build it first by `cargo build --release`. `DEEPHOLD_OPENAI_PYTHON` names a Python
+//! with the packages that `.ci/run` installs, `DEEPHOLD_TEST_MODELS` the folder of fetched models.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// A name, what it shows, and how.
+type Proof = (&'static str, &'static str, fn(&Path) -> Result<()>);
+
+/// What there is to prove.
+const PROOFS: [Proof; 2] = [
+    ("api", "the service is as it describes itself: thousands of requests by schemathesis", api),
+    ("schemas", "answers of SmolLM2 fit 40 schemas, as text and as calls: 240 answers", schemas),
+];
+
+/// Runs one proof, or lists them.
+///
+/// # Errors
+/// What is missing, or that it failed.
+pub(crate) fn prove(root: &Path, name: Option<&str>) -> Result<()> {
+    if let Some((_, _, run)) = PROOFS.iter().find(|p| Some(p.0) == name) {
+        return run(root);
+    }
+    for (name, what, _) in PROOFS {
+        println!("cargo xtask prove {name:10} {what}");
+    }
+    bail!("there is no proof `{}`", name.unwrap_or(""))
+}
+
+fn api(root: &Path) -> Result<()> {
+    // A short context: what matters is how requests are read, not how long answers are.
+    let service = Service::start(root, &["--context", "128"])?;
+    for seed in ["1", "2", "3"] {
+        service.drive(root, "api.py", &service.base, &["guide", "2000", seed])?;
+    }
+    Ok(())
+}
+
+fn schemas(root: &Path) -> Result<()> {
+    let models = std::env::var_os("DEEPHOLD_TEST_MODELS").context("DEEPHOLD_TEST_MODELS names no folder")?;
+    let model = PathBuf::from(models).join("smollm2-135m-instruct.q4_1.gguf");
+    let model = format!("smollm={}", model.display());
+    let service = Service::start(root, &[&model, "--cache-memory", "1GiB"])?;
+    service.drive(root, "schemas.py", &format!("{}/v1", service.base), &["smollm", "40", "3"])
+}
+
+/// A running server with a state of its own.
+struct Service {
+    child: Child,
+    state: PathBuf,
+    base: String,
+    key: String,
+}
+
+impl Service {
+    fn start(root: &Path, more: &[&str]) -> Result<Self> {
+        let program = root.join("target/release/deephold");
+        let state = std::env::temp_dir().join(format!("deephold-prove-{}", std::process::id()));
+        let mut child = Command::new(&program)
+            .args(["serve", "--bind", "127.0.0.1:0", "--log", "off", "--state"])
+            .arg(&state)
+            .args(more)
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| {
+                format!("cannot start {}; `cargo build --release` makes it", program.display())
+            })?;
+        let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        let mut banner = String::new();
+        for line in lines {
+            banner += &line?;
+            banner.push('\n');
+            if banner.contains("Ctrl-C stops") {
+                break;
+            }
+        }
+        let word = |begin: &str| banner.split_whitespace().find(|w| w.starts_with(begin)).map(str::to_owned);
+        let (base, key) = (word("http://"), word("dh_"));
+        let mut service = Self { child, state, base: String::new(), key: String::new() };
+        (service.base, service.key) = base.zip(key).context("the server did not start")?;
+        Ok(service)
+    }
+
+    fn drive(&self, root: &Path, script: &str, base: &str, more: &[&str]) -> Result<()> {
+        let python = std::env::var_os("DEEPHOLD_OPENAI_PYTHON").unwrap_or_else(|| "python3".into());
+        let script = root.join("crates/deephold/tests/clients").join(script);
+        let status = Command::new(python).arg(script).args([base, &self.key]).args(more).status()?;
+        if status.success() { Ok(()) } else { bail!("not proved: {status}") }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.state);
+    }
+}
