@@ -13,9 +13,10 @@ use anyhow::{Context, Result, bail};
 type Proof = (&'static str, &'static str, fn(&Path) -> Result<()>);
 
 /// What there is to prove.
-const PROOFS: [Proof; 2] = [
+const PROOFS: [Proof; 3] = [
     ("api", "the service is as it describes itself: thousands of requests by schemathesis", api),
     ("schemas", "answers of SmolLM2 fit 40 schemas, as text and as calls: 240 answers", schemas),
+    ("tools", "a conversation with tools, as Qwen2.5-Coder 0.5B holds it", tools),
 ];
 
 /// Runs one proof, or lists them.
@@ -42,11 +43,21 @@ fn api(root: &Path) -> Result<()> {
 }
 
 fn schemas(root: &Path) -> Result<()> {
-    let models = std::env::var_os("DEEPHOLD_TEST_MODELS").context("DEEPHOLD_TEST_MODELS names no folder")?;
-    let model = PathBuf::from(models).join("smollm2-135m-instruct.q4_1.gguf");
-    let model = format!("smollm={}", model.display());
+    let service =
+        Service::start(root, &[&fetched("smollm2-135m-instruct.q4_1.gguf")?, "--cache-memory", "1GiB"])?;
+    service.drive(root, "schemas.py", &format!("{}/v1", service.base), &["model", "40", "3"])
+}
+
+fn tools(root: &Path) -> Result<()> {
+    let model = fetched("qwen2.5-coder-0.5b-instruct.q4_k_m.gguf")?;
     let service = Service::start(root, &[&model, "--cache-memory", "1GiB"])?;
-    service.drive(root, "schemas.py", &format!("{}/v1", service.base), &["smollm", "40", "3"])
+    service.drive(root, "tool_conversation.py", &format!("{}/v1", service.base), &["model"])
+}
+
+/// A fetched model, as `serve` takes it under the name `model`.
+fn fetched(file: &str) -> Result<String> {
+    let folder = std::env::var_os("DEEPHOLD_TEST_MODELS").context("DEEPHOLD_TEST_MODELS names no folder")?;
+    Ok(format!("model={}", PathBuf::from(folder).join(file).display()))
 }
 
 /// A running server with a state of its own.

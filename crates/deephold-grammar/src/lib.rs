@@ -198,10 +198,13 @@ impl GrammarEngine {
                 ("Lark grammar", TopLevelGrammar::from_lark(text.clone()), None)
             }
             Guide::Tools(tools) => {
-                let opening = self.dialect.opening().ok_or(GrammarError::NoToolCalls)?;
+                let opening = match self.dialect {
+                    Dialect::Llama3 => None,
+                    dialect => Some(dialect.opening().ok_or(GrammarError::NoToolCalls)?),
+                };
                 let lark = tools::lark(self.dialect, tools);
                 bounded("set of tools", &lark)?;
-                let trigger = (!tools.required && tools.otherwise.is_none()).then_some(opening);
+                let trigger = opening.filter(|_| !tools.required && tools.otherwise.is_none());
                 ("set of tools", TopLevelGrammar::from_lark(lark), trigger)
             }
         };

@@ -157,6 +157,30 @@ fn hostile_grammars_are_refused_with_words() {
     }
 }
 
+/// Without a mark: an answer is a call or words, never half of each.
+#[test]
+fn llama_calls_or_speaks() {
+    let validator = jsonschema::validator_for(&schema()).unwrap();
+    for required in [true, false] {
+        let functions = vec![("weather".to_owned(), schema())];
+        let guide = Guide::Tools(ToolGuide { functions, required, parallel: true, otherwise: None });
+        let script = if required { "" } else { "{\"name\"" };
+        let mut ended = 0;
+        for seed in 0..8 {
+            let Some(text) = walk(Dialect::Llama3, &guide, Thinking::Closed, script, seed) else { continue };
+            let parsed = parse_answer(Dialect::Llama3, "</think>", true, &text);
+            assert_eq!((parsed.content.as_str(), parsed.tool_calls.len()), ("", 1), "{text}");
+            let arguments: Value = serde_json::from_str(&parsed.tool_calls[0].arguments).unwrap();
+            assert!(validator.is_valid(&arguments), "{text}");
+            ended += 1;
+        }
+        assert!(ended > 0);
+        let words =
+            (!required).then(|| walk(Dialect::Llama3, &guide, Thinking::Closed, "It rains, {so} be it.", 1));
+        assert!(words.flatten().is_none_or(|text| text.starts_with("It rains, {so}")));
+    }
+}
+
 /// Both at once: a call, or JSON of a schema, and nothing else.
 #[test]
 fn an_answer_is_a_call_or_fits_the_schema() {

@@ -16,6 +16,7 @@ pub(crate) fn lark(dialect: Dialect, tools: &ToolGuide) -> String {
     let from_the_start = tools.required || tools.otherwise.is_some();
     let opening = dialect.opening().filter(|_| from_the_start).map(literal).unwrap_or_default();
     match &tools.otherwise {
+        None if dialect == Dialect::Llama3 && !from_the_start => _ = writeln!(out, "start: calls | words"),
         None => _ = writeln!(out, "start: calls"),
         Some(schema) => {
             _ = writeln!(out, "start: calls | otherwise\notherwise: %json {}", compact(schema.clone()));
@@ -43,6 +44,13 @@ pub(crate) fn lark(dialect: Dialect, tools: &ToolGuide) -> String {
             _ = writeln!(out, "calls: {opening} call{many} WS {}", literal(close));
             _ = writeln!(out, "call: WS ({any}) WS {}", literal("</｜DSML｜invoke>"));
         }
+        // Without a mark the first character tells a call from text. More than one call its template cannot tell again.
+        Dialect::Llama3 => {
+            _ = writeln!(out, "calls: {any}");
+            if !from_the_start {
+                _ = writeln!(out, "words: /([^{{ \\n](.|\\n)*)?/");
+            }
+        }
         Dialect::Plain => {}
     }
     for (name, (function, schema)) in names.iter().zip(&tools.functions) {
@@ -54,11 +62,12 @@ pub(crate) fn lark(dialect: Dialect, tools: &ToolGuide) -> String {
 
 fn function(dialect: Dialect, rule: &str, name: &str, schema: &Value, out: &mut String) {
     match dialect {
-        Dialect::Qwen => {
+        Dialect::Qwen | Dialect::Llama3 => {
+            let arguments = if dialect == Dialect::Qwen { "arguments" } else { "parameters" };
             let call = json!({
                 "type": "object",
-                "properties": { "name": { "const": name }, "arguments": object(schema) },
-                "required": ["name", "arguments"],
+                "properties": { "name": { "const": name }, arguments: object(schema) },
+                "required": ["name", arguments],
                 "additionalProperties": false,
             });
             // References of the schema count from its own root, which is now one level down.

@@ -41,7 +41,7 @@ impl BodyScan {
         let state = match dialect {
             Dialect::DeepSeekMarks { .. } => State::Head(at),
             Dialect::Dsml { .. } => State::Dsml { in_parameter: false },
-            Dialect::Plain | Dialect::Qwen => State::Json(JsonPrefix::default()),
+            Dialect::Plain | Dialect::Qwen | Dialect::Llama3 => State::Json(JsonPrefix::default()),
         };
         Self { state, at }
     }

@@ -6,12 +6,14 @@
 //! | the same (V3.1) | `<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>JSON<｜tool▁call▁end｜>` |
 //! | [`Dialect::Dsml`] (V3.2, V4) | `<｜DSML｜invoke name="NAME">`, one `<｜DSML｜parameter …>` an argument, `</｜DSML｜invoke>` |
 //! | [`Dialect::Qwen`] | `<tool_call>{"name": …, "arguments": …}</tool_call>` |
+//! | [`Dialect::Llama3`] | the answer is `{"name": …, "parameters": …}` |
 //!
 //! Sources: the models' published chat templates and encodings. A call is given out whole, once its end mark has come and
 //! its arguments are valid JSON; anything else in its place is text. What comes out, joined, does not depend on how the
 //! text was split, and the work is linear in the text.
 
 mod body;
+mod json;
 mod parse;
 mod scanner;
 
@@ -19,6 +21,7 @@ use crate::ChatFormat;
 use crate::chat::DeepSeekEncoding;
 use crate::reasoning::{ReasoningSplitter, Segment, THINK_CLOSE, THINK_OPEN};
 
+use json::JsonCalls;
 use parse::Broken;
 use scanner::CallScanner;
 
@@ -39,6 +42,8 @@ pub enum Dialect {
     },
     /// Qwen2.5 and Qwen3.
     Qwen,
+    /// Llama 3.1 and 3.2: the whole answer is the call, without a mark.
+    Llama3,
 }
 
 /// The tag around DSML calls.
@@ -76,6 +81,8 @@ impl Dialect {
             Self::DeepSeekMarks { fenced: source.contains("```json") }
         } else if source.contains("<tool_call>") {
             Self::Qwen
+        } else if source.contains("\"parameters\"") && source.contains("ipython") {
+            Self::Llama3
         } else {
             Self::Plain
         }
@@ -87,7 +94,7 @@ impl Dialect {
                 section: Some(section), open: "<｜DSML｜invoke", close: "</｜DSML｜invoke>"
             };
         match self {
-            Self::Plain => None,
+            Self::Plain | Self::Llama3 => None,
             Self::DeepSeekMarks { .. } => Some(Marks {
                 section: Some(("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")),
                 open: "<｜tool▁call▁begin｜>",
@@ -122,6 +129,7 @@ impl Dialect {
                 "<｜tool▁sep｜>",
             ],
             Self::Dsml { .. } => &[THINK_OPEN, THINK_CLOSE, "｜DSML｜"],
+            Self::Llama3 => &[THINK_OPEN, THINK_CLOSE, json::PYTHON_TAG],
             Self::Qwen => &[THINK_OPEN, THINK_CLOSE, "<tool_call>", "</tool_call>"],
         }
     }
@@ -129,7 +137,7 @@ impl Dialect {
     /// The call in `body`, the text between the open and the close mark.
     fn parse_call(self, body: &str) -> Result<ToolCall, Broken> {
         match self {
-            Self::Plain => Err(Broken),
+            Self::Plain | Self::Llama3 => Err(Broken),
             Self::DeepSeekMarks { .. } => parse::marks(body),
             Self::Dsml { .. } => parse::dsml(body),
             Self::Qwen => parse::qwen(body),
@@ -191,7 +199,13 @@ pub fn parse_answer(dialect: Dialect, prompt: &str, tools: bool, text: &str) -> 
 /// Parses an answer as it streams.
 pub struct AnswerParser {
     reasoning: ReasoningSplitter,
-    calls: Option<CallScanner>,
+    calls: Option<Calls>,
+}
+
+/// How calls are found.
+enum Calls {
+    Marked(CallScanner),
+    Json(JsonCalls),
 }
 
 impl AnswerParser {
@@ -203,7 +217,11 @@ impl AnswerParser {
         if let Some((open, _)) = marks.as_ref().and_then(|m| m.section) {
             reasoning = reasoning.ends_also_at(open);
         }
-        let calls = marks.map(|marks| CallScanner::new(dialect, marks));
+        let calls = match marks {
+            Some(marks) => Some(Calls::Marked(CallScanner::new(dialect, marks))),
+            None if tools && dialect == Dialect::Llama3 => Some(Calls::Json(JsonCalls::default())),
+            None => None,
+        };
         Self { reasoning, calls }
     }
 
@@ -216,7 +234,11 @@ impl AnswerParser {
     /// Bytes that were looked at, over all parts: at most a small multiple of the stream.
     #[cfg(test)]
     pub(crate) fn examined(&self) -> usize {
-        self.reasoning.examined() + self.calls.as_ref().map_or(0, CallScanner::examined)
+        self.reasoning.examined()
+            + match &self.calls {
+                Some(Calls::Marked(scanner)) => scanner.examined(),
+                Some(Calls::Json(_)) | None => 0,
+            }
     }
 
     /// Whether the stream is inside the thinking.
@@ -228,8 +250,10 @@ impl AnswerParser {
     pub fn finish(&mut self) -> Vec<AnswerEvent> {
         let last = self.reasoning.finish();
         let mut out = self.scan(last.into_iter().collect());
-        if let Some(calls) = &mut self.calls {
-            calls.finish(&mut out);
+        match &mut self.calls {
+            Some(Calls::Marked(scanner)) => scanner.finish(&mut out),
+            Some(Calls::Json(calls)) => calls.finish(&mut out),
+            None => {}
         }
         out
     }
@@ -240,7 +264,8 @@ impl AnswerParser {
             match (segment, &mut self.calls) {
                 (Segment::Reasoning(text), _) => out.push(AnswerEvent::Reasoning(text)),
                 (Segment::Content(text), None) => out.push(AnswerEvent::Content(text)),
-                (Segment::Content(text), Some(calls)) => calls.push(&text, &mut out),
+                (Segment::Content(text), Some(Calls::Marked(scanner))) => scanner.push(&text, &mut out),
+                (Segment::Content(text), Some(Calls::Json(calls))) => calls.push(&text, &mut out),
             }
         }
         out

@@ -19,7 +19,7 @@ fn json(text: &str) -> Result<Value, Broken> {
 }
 
 /// Arguments are an object; older templates show them as a string that holds one, and models imitate that.
-fn call(name: &str, arguments: Value) -> Result<ToolCall, Broken> {
+pub(super) fn call(name: &str, arguments: Value) -> Result<ToolCall, Broken> {
     let arguments = match arguments {
         Value::String(inner) => serde_json::from_str(&inner).map_err(|_| Broken)?,
         Value::Null => Value::Object(Map::new()),

@@ -103,6 +103,33 @@ fn calls_in_every_dialect() {
 }
 
 #[test]
+fn an_answer_that_is_json_is_a_call_of_llama() {
+    let template = "{%- if message.role == 'ipython' %}{{ '\"parameters\": ' }}{% endif %}";
+    assert_eq!(Dialect::of_template(template), Dialect::Llama3);
+    for (text, expected) in [
+        (" <|python_tag|>{\"name\": \"f\", \"parameters\": {\"x\": [1]}}\n", one("f", r#"{"x":[1]}"#)),
+        (
+            "{\"name\": \"f\", \"arguments\": {}}; {\"name\": \"g\", \"parameters\": {}}",
+            [one("f", "{}"), one("g", "{}")].concat(),
+        ),
+    ] {
+        assert_eq!(calls(Dialect::Llama3, "", text), (String::new(), expected));
+    }
+    for text in [
+        "It rains.",
+        " {\"city\": \"Oslo\"}",
+        "{\"name\": \"f\", \"parameters\": 3}",
+        "{\"name\": \"f\", \"parameters\": {}} and more",
+        "<|python_tag|>print(1)",
+        "<|python",
+        "{",
+        "; {\"name\": \"f\", \"parameters\": {}}",
+    ] {
+        assert_eq!(calls(Dialect::Llama3, "", text), (text.to_owned(), vec![]), "{text}");
+    }
+}
+
+#[test]
 fn a_missing_think_end_and_malformed_calls_lose_nothing() {
     let text = "hm<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
     let parsed = parse_answer(MARKS, "…<think>\n", true, text);
@@ -133,6 +160,8 @@ const PIECES: &[&str] = &[
     "文",
     "<",
     "{\"name\": \"f\", \"arguments\": {\"x\": \"y\"}}",
+    "<|python_tag|>",
+    ";",
     "{}",
     "\"",
     "<tool_call>",
@@ -168,7 +197,7 @@ proptest! {
         places.sort_unstable();
         let parts: Vec<&str> = places.windows(2).map(|w| &text[w[0]..w[1]]).collect();
         let prompt = if opened { "<think>" } else { "" };
-        for dialect in [Dialect::Plain, MARKS, V4, Dialect::Qwen] {
+        for dialect in [Dialect::Plain, MARKS, V4, Dialect::Qwen, Dialect::Llama3] {
             let whole = parse_answer(dialect, prompt, true, &text);
             prop_assert_eq!(&streamed(dialect, prompt, &parts), &whole);
             for call in &whole.tool_calls {

@@ -95,7 +95,7 @@ def ask(name, schema, seed, as_call):
         tool = {"type": "function", "function": {"name": "save_" + name, "parameters": schema}}
         choice = client.chat.completions.create(**common, tools=[tool], tool_choice="required", parallel_tool_calls=False).choices[0]
         if choice.finish_reason == "length":
-            return "cut"
+            return "cut: " + choice.message.model_dump_json()[:300]
         (call,) = choice.message.tool_calls
         assert call.function.name == "save_" + name
         answer = call.function.arguments
@@ -103,7 +103,7 @@ def ask(name, schema, seed, as_call):
         form = {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
         choice = client.chat.completions.create(**common, response_format=form).choices[0]
         if choice.finish_reason == "length":
-            return "cut"
+            return "cut: " + choice.message.content[:300]
         answer = choice.message.content
     jsonschema.validate(json.loads(answer), schema, format_checker=jsonschema.FormatChecker())
     return "valid"
@@ -114,7 +114,9 @@ failed, cut = [], 0
 with concurrent.futures.ThreadPoolExecutor(8) as pool:
     for job, done in [(job, pool.submit(ask, *job)) for job in jobs]:
         try:
-            cut += done.result() == "cut"
+            if done.result() != "valid":
+                cut += 1
+                print(*job, done.result())
         except Exception as e:
             failed.append(f"{job[0]} seed {job[2]} {'call' if job[3] else 'text'}: {type(e).__name__} {e}")
 print("\n".join(failed))

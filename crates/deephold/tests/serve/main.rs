@@ -617,16 +617,16 @@ fn openai_python() -> Option<std::ffi::OsString> {
     python
 }
 
-/// Runs a script of `tests/clients` against a service.
-fn run_script(program: &std::ffi::OsStr, script: &str, args: &[&str]) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script);
-    let out = Command::new(program).arg(script).args(args).output().expect("the script's program");
+/// Runs a script of `tests/clients`, the first of `args`, with the rest of them; `authority` is whom the client trusts.
+fn run_script(program: &std::ffi::OsStr, authority: Option<&Path>, args: &[&str]) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(args[0]);
+    let mut command = Command::new(program);
+    if let Some(file) = authority {
+        command.env("SSL_CERT_FILE", file).env("NODE_EXTRA_CA_CERTS", file);
+    }
+    let out = command.arg(script).args(&args[1..]).output().expect("the script's program");
     let (said, erred) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{args:?}: {said}{erred}");
-}
-
-fn drive(python: &std::ffi::OsStr, base: &str, key: &str, model: &str, has_template: bool) {
-    run_script(python, "openai_client.py", &[base, key, model, if has_template { "yes" } else { "no" }]);
 }
 
 /// The service is as it describes itself: what its description allows is answered with a described body, what it forbids is
@@ -637,7 +637,7 @@ fn the_description_of_the_api_holds() {
     let dir = TempDir::new("serve");
     let service = Service::start(&dir.join("state"), &["--context", "128"]);
     let base = format!("http://{}", service.address);
-    run_script(&python, "api.py", &[&base, &service.key, "guide", "40", "7"]);
+    run_script(&python, None, &["api.py", &base, &service.key, "guide", "40", "7"]);
 }
 
 /// A really trained model, within schemas in the style of public ones. `cargo xtask prove schemas` takes all of them.
@@ -649,7 +649,7 @@ fn a_trained_model_keeps_to_schemas() {
     let model = format!("smollm={}", text(&model));
     let service = Service::start(&dir.join("state"), &[&model, "--cache-memory", "512MiB"]);
     let base = format!("http://{}/v1", service.address);
-    run_script(&python, "schemas.py", &[&base, &service.key, "smollm", "8", "1"]);
+    run_script(&python, None, &["schemas.py", &base, &service.key, "smollm", "8", "1"]);
 }
 
 /// The official client of another language.
@@ -660,10 +660,15 @@ fn the_openai_package_of_npm_is_satisfied() {
         return;
     };
     let dir = TempDir::new("serve");
-    let service = Service::start(&dir.join("state"), &[]);
-    let base = format!("http://{}/v1", service.address);
+    let service = Service::start(&dir.join("state"), &["--tls"]);
+    let base = format!("https://{}/v1", service.address);
     let folder = folder.to_str().expect("a path in UTF-8");
-    run_script("node".as_ref(), "openai_client.mjs", &[folder, &base, &service.key, "guide"]);
+    let authority = dir.join("state/tls/ca.pem");
+    run_script(
+        "node".as_ref(),
+        Some(&authority),
+        &["openai_client.mjs", folder, &base, &service.key, "guide"],
+    );
 }
 
 /// The official client: on the guide, on a base model without a template, and on a really trained one, all in one service.
@@ -678,13 +683,19 @@ fn the_openai_package_is_satisfied() {
     }
     models.extend(smollm.as_ref().map(|path| format!("smollm={}", text(path))));
     let models: Vec<&str> = models.iter().map(String::as_str).collect();
-    let service = Service::start(&dir.join("state"), &[&models[..], &["--cache-memory", "512MiB"]].concat());
-    let base = format!("http://{}/v1", service.address);
-    drive(&python, &base, &service.key, "guide", true);
+    let service =
+        Service::start(&dir.join("state"), &[&models[..], &["--tls", "--cache-memory", "512MiB"]].concat());
+    let base = format!("https://{}/v1", service.address);
+    let authority = dir.join("state/tls/ca.pem");
+    let drive = |model: &str, template: &str| {
+        let args = ["openai_client.py", &base, &service.key, model, template];
+        run_script(&python, Some(&authority), &args);
+    };
+    drive("guide", "yes");
     if !stories {
-        drive(&python, &base, &service.key, "stories", false);
+        drive("stories", "no");
     }
     if smollm.is_some() {
-        drive(&python, &base, &service.key, "smollm", true);
+        drive("smollm", "yes");
     }
 }
