@@ -37,7 +37,7 @@ fn api(root: &Path) -> Result<()> {
     // A short context: what matters is how requests are read, not how long answers are.
     let service = Service::start(root, &["--context", "128"])?;
     for seed in ["1", "2", "3"] {
-        service.drive(root, "api.py", &service.base, &["guide", "2000", seed])?;
+        service.drive(root, "api.py", &service.base, &["guide", "500", seed])?;
     }
     Ok(())
 }

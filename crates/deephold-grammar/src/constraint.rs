@@ -26,6 +26,8 @@ enum Phase {
     Thinking,
     /// The grammar's tokens, or the one that opens the thinking.
     Either,
+    /// The first characters of an answer that is a call if it begins as one.
+    Begin,
     /// Everything may come, until the opening of a call.
     Free,
     Grammar,
@@ -36,6 +38,8 @@ enum Phase {
 pub(crate) struct Guided {
     tokenizer: Arc<Tokenizer>,
     matcher: Matcher,
+    /// The grammar of a call without its mark.
+    bare: Option<Matcher>,
     stop_ids: Vec<TokenId>,
     /// Text that opens the grammar; none where it begins with the answer.
     trigger: Option<&'static str>,
@@ -46,16 +50,19 @@ pub(crate) struct Guided {
 }
 
 impl Guided {
+    /// `grammars`: the one that the trigger opens, or the answer begins with; and that of a call without its mark.
     pub(crate) fn new(
         tokenizer: Arc<Tokenizer>,
-        matcher: Matcher,
+        grammars: (Matcher, Option<Matcher>),
         stop_ids: Vec<TokenId>,
         start: Start,
         trigger: Option<&'static str>,
         think_open: Option<TokenId>,
     ) -> Self {
+        let (matcher, bare) = grammars;
+        let phase = Phase::Ended;
         let mut out =
-            Self { tokenizer, matcher, stop_ids, trigger, think_open, phase: Phase::Ended, tail: Vec::new() };
+            Self { tokenizer, matcher, bare, stop_ids, trigger, think_open, phase, tail: Vec::new() };
         out.phase = match start {
             Start::Thinking => Phase::Thinking,
             Start::Either if trigger.is_none() && think_open.is_some() => Phase::Either,
@@ -65,7 +72,11 @@ impl Guided {
     }
 
     fn answer(&self) -> Phase {
-        if self.trigger.is_some() { Phase::Free } else { Phase::Grammar }
+        match (self.trigger, &self.bare) {
+            (None, _) => Phase::Grammar,
+            (Some(_), None) => Phase::Free,
+            (Some(_), Some(_)) => Phase::Begin,
+        }
     }
 
     fn is_stop(&self, token: TokenId) -> bool {
@@ -88,9 +99,12 @@ impl Guided {
         Some(self.tail[at + mark.len()..].to_vec())
     }
 
-    /// Free text goes on; false where it did not end.
+    /// Free text goes on.
     fn free(&mut self, token: TokenId) -> Result<(), String> {
         self.tail.extend_from_slice(self.tokenizer.token_bytes(token));
+        if self.phase == Phase::Begin && !self.begin() {
+            return Ok(());
+        }
         let opened = self.trigger.and_then(|t| self.after(t.as_bytes()));
         let closed = if self.phase == Phase::Thinking { self.after(CLOSE) } else { None };
         match (opened, closed) {
@@ -102,7 +116,9 @@ impl Guided {
                     // Line breaks after the thinking belong to neither.
                     let rest = std::mem::take(&mut self.tail);
                     self.enter_grammar(rest.trim_ascii_start())?;
-                } else if let Some(rest) = self.trigger.and_then(|t| self.after(t.as_bytes())) {
+                } else if (self.phase == Phase::Free || self.begin())
+                    && let Some(rest) = self.trigger.and_then(|t| self.after(t.as_bytes()))
+                {
                     self.enter_grammar(&rest)?;
                 }
             }
@@ -112,6 +128,25 @@ impl Guided {
         let keep = self.tail.len().saturating_sub(longest);
         self.tail.drain(..keep);
         Ok(())
+    }
+
+    /// Looks at an answer's first characters: false where more must come or it has become a call.
+    fn begin(&mut self) -> bool {
+        let text = self.tail.trim_ascii_start();
+        if text.is_empty() {
+            return false;
+        }
+        self.phase = Phase::Free;
+        let Some(mut bare) = self.bare.take().filter(|_| text[0] == b'{') else { return true };
+        // What begins otherwise than a call is text all the same.
+        let tokens = bare.tok_env().map(|env| env.tok_trie().greedy_tokenize(text));
+        if tokens.and_then(|tokens| bare.consume_tokens(&tokens)).is_err() {
+            return true;
+        }
+        self.matcher = bare;
+        self.tail.clear();
+        self.phase = Phase::Grammar;
+        false
     }
 
     /// A token may hold the mark and what follows it: those bytes go to the grammar as the tokens that spell them.
@@ -136,7 +171,7 @@ impl Constraint for Guided {
                 self.stop_ids.iter().for_each(|id| mask.forbid(*id));
                 Ok(Some(mask))
             }
-            Phase::Thinking | Phase::Free => Ok(None),
+            Phase::Thinking | Phase::Begin | Phase::Free => Ok(None),
             Phase::Grammar => self.mask().map(Some),
             Phase::Either => {
                 let mut mask = self.mask()?;
@@ -157,7 +192,7 @@ impl Constraint for Guided {
             return Ok(());
         }
         match self.phase {
-            Phase::Thinking | Phase::Free => self.free(token),
+            Phase::Thinking | Phase::Begin | Phase::Free => self.free(token),
             Phase::Either if Some(token) == self.think_open => {
                 self.phase = Phase::Thinking;
                 Ok(())
@@ -174,6 +209,7 @@ impl Constraint for Guided {
         Box::new(Self {
             tokenizer: Arc::clone(&self.tokenizer),
             matcher: self.matcher.deep_clone(),
+            bare: self.bare.as_ref().map(Matcher::deep_clone),
             stop_ids: self.stop_ids.clone(),
             trigger: self.trigger,
             think_open: self.think_open,

@@ -208,12 +208,22 @@ impl GrammarEngine {
                 ("set of tools", TopLevelGrammar::from_lark(lark), trigger)
             }
         };
-        let parser = self.factory.create_parser(grammar).map_err(|e| refuse(what, first_line(&e)))?;
-        let mut matcher = Matcher::new(Ok(parser));
-        // A grammar that nothing fits would fail only at the first token.
-        if let Err(e) = matcher.compute_mask() {
-            return Err(refuse(what, first_line(&e)));
-        }
+        let matcher = |grammar| {
+            let parser = self.factory.create_parser(grammar).map_err(|e| refuse(what, first_line(&e)))?;
+            let mut matcher = Matcher::new(Ok(parser));
+            // A grammar that nothing fits would fail only at the first token.
+            match matcher.compute_mask() {
+                Ok(_) => Ok(matcher),
+                Err(e) => Err(refuse(what, first_line(&e))),
+            }
+        };
+        let bare = match guide {
+            Guide::Tools(tools) if trigger.is_some() && self.dialect.has_bare_calls() => {
+                Some(matcher(TopLevelGrammar::from_lark(tools::bare_lark(self.dialect, tools)))?)
+            }
+            _ => None,
+        };
+        let grammars = (matcher(grammar)?, bare);
         let start = match thinking {
             Thinking::Opened => Start::Thinking,
             Thinking::Possible => Start::Either,
@@ -221,7 +231,7 @@ impl GrammarEngine {
         };
         let think_open = self.tokenizer.token_to_id(THINK_OPEN);
         let tokenizer = Arc::clone(&self.tokenizer);
-        Ok(Box::new(Guided::new(tokenizer, matcher, self.stop_ids.clone(), start, trigger, think_open)))
+        Ok(Box::new(Guided::new(tokenizer, grammars, self.stop_ids.clone(), start, trigger, think_open)))
     }
 
     /// The dialect that tool calls are written in.

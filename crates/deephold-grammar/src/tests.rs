@@ -157,6 +157,35 @@ fn hostile_grammars_are_refused_with_words() {
     }
 }
 
+/// A model that forgets the mark is bound to its call all the same: an answer that begins with a brace is one.
+#[test]
+fn a_bare_call_of_qwen_is_bound() {
+    let functions = vec![("weather".to_owned(), schema())];
+    let guide = Guide::Tools(ToolGuide { functions, required: false, parallel: true, otherwise: None });
+    let validator = jsonschema::validator_for(&schema()).unwrap();
+    for (thinking, script) in [
+        (Thinking::Closed, " {"),
+        (Thinking::Closed, "{\"name\": \"wea"),
+        (Thinking::Opened, "hm</think>\n\n{"),
+    ] {
+        let mut ended = 0;
+        for seed in 0..6 {
+            let Some(text) = walk(Dialect::Qwen, &guide, thinking, script, seed) else { continue };
+            let prompt = if thinking == Thinking::Opened { "<think>" } else { "</think>" };
+            let parsed = parse_answer(Dialect::Qwen, prompt, true, &text);
+            assert_eq!(parsed.tool_calls.len(), 1, "{text}");
+            let arguments: Value = serde_json::from_str(&parsed.tool_calls[0].arguments).unwrap();
+            assert!(validator.is_valid(&arguments), "{text}");
+            ended += 1;
+        }
+        assert!(ended > 0, "{script}");
+    }
+    // An answer that begins otherwise is free, braces and all.
+    let script = "Words, {free} as they are";
+    let text = walk(Dialect::Qwen, &guide, Thinking::Closed, script, 1);
+    assert!(text.is_none_or(|t| t.starts_with(script)));
+}
+
 /// Without a mark: an answer is a call or words, never half of each.
 #[test]
 fn llama_calls_or_speaks() {

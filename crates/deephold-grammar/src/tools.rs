@@ -60,6 +60,16 @@ pub(crate) fn lark(dialect: Dialect, tools: &ToolGuide) -> String {
     out
 }
 
+/// The grammar of one call without its mark.
+pub(crate) fn bare_lark(dialect: Dialect, tools: &ToolGuide) -> String {
+    let names: Vec<String> = (0..tools.functions.len()).map(|i| format!("f{i}")).collect();
+    let mut out = format!("start: {}\n", names.join(" | "));
+    for (name, (function, schema)) in names.iter().zip(&tools.functions) {
+        self::function(dialect, name, function, schema, &mut out);
+    }
+    out
+}
+
 fn function(dialect: Dialect, rule: &str, name: &str, schema: &Value, out: &mut String) {
     match dialect {
         Dialect::Qwen | Dialect::Llama3 => {

@@ -1,4 +1,4 @@
-//! Llama 3's calls: an answer that is one JSON object with the function's name and parameters, without any mark.
+//! Calls without any mark: an answer that is one JSON object with the function's name and parameters.
 //!
 //! Source: Llama 3.1's published template and prompt format, "JSON based tool calling".
 

@@ -134,6 +134,12 @@ impl Dialect {
         }
     }
 
+    /// Whether an answer that is a call in JSON, without any mark, counts: with Llama 3 it is the form; small Qwen models forget the
+    /// marks.
+    pub fn has_bare_calls(self) -> bool {
+        matches!(self, Self::Qwen | Self::Llama3)
+    }
+
     /// The call in `body`, the text between the open and the close mark.
     fn parse_call(self, body: &str) -> Result<ToolCall, Broken> {
         match self {
@@ -199,13 +205,9 @@ pub fn parse_answer(dialect: Dialect, prompt: &str, tools: bool, text: &str) -> 
 /// Parses an answer as it streams.
 pub struct AnswerParser {
     reasoning: ReasoningSplitter,
-    calls: Option<Calls>,
-}
-
-/// How calls are found.
-enum Calls {
-    Marked(CallScanner),
-    Json(JsonCalls),
+    /// An answer that is JSON from its first character.
+    bare: Option<JsonCalls>,
+    marked: Option<CallScanner>,
 }
 
 impl AnswerParser {
@@ -217,12 +219,9 @@ impl AnswerParser {
         if let Some((open, _)) = marks.as_ref().and_then(|m| m.section) {
             reasoning = reasoning.ends_also_at(open);
         }
-        let calls = match marks {
-            Some(marks) => Some(Calls::Marked(CallScanner::new(dialect, marks))),
-            None if tools && dialect == Dialect::Llama3 => Some(Calls::Json(JsonCalls::default())),
-            None => None,
-        };
-        Self { reasoning, calls }
+        let marked = marks.map(|marks| CallScanner::new(dialect, marks));
+        let bare = (tools && dialect.has_bare_calls()).then(JsonCalls::default);
+        Self { reasoning, bare, marked }
     }
 
     /// Takes the next text, gives what is certain.
@@ -234,11 +233,7 @@ impl AnswerParser {
     /// Bytes that were looked at, over all parts: at most a small multiple of the stream.
     #[cfg(test)]
     pub(crate) fn examined(&self) -> usize {
-        self.reasoning.examined()
-            + match &self.calls {
-                Some(Calls::Marked(scanner)) => scanner.examined(),
-                Some(Calls::Json(_)) | None => 0,
-            }
+        self.reasoning.examined() + self.marked.as_ref().map_or(0, CallScanner::examined)
     }
 
     /// Whether the stream is inside the thinking.
@@ -250,10 +245,13 @@ impl AnswerParser {
     pub fn finish(&mut self) -> Vec<AnswerEvent> {
         let last = self.reasoning.finish();
         let mut out = self.scan(last.into_iter().collect());
-        match &mut self.calls {
-            Some(Calls::Marked(scanner)) => scanner.finish(&mut out),
-            Some(Calls::Json(calls)) => calls.finish(&mut out),
-            None => {}
+        if let Some(mut bare) = self.bare.take() {
+            let mut events = Vec::new();
+            bare.finish(&mut events);
+            events.into_iter().for_each(|e| self.behind_bare(e, &mut out));
+        }
+        if let Some(marked) = &mut self.marked {
+            marked.finish(&mut out);
         }
         out
     }
@@ -261,13 +259,24 @@ impl AnswerParser {
     fn scan(&mut self, segments: Vec<Segment>) -> Vec<AnswerEvent> {
         let mut out = Vec::new();
         for segment in segments {
-            match (segment, &mut self.calls) {
+            match (segment, &mut self.bare) {
                 (Segment::Reasoning(text), _) => out.push(AnswerEvent::Reasoning(text)),
-                (Segment::Content(text), None) => out.push(AnswerEvent::Content(text)),
-                (Segment::Content(text), Some(Calls::Marked(scanner))) => scanner.push(&text, &mut out),
-                (Segment::Content(text), Some(Calls::Json(calls))) => calls.push(&text, &mut out),
+                (Segment::Content(text), None) => self.behind_bare(AnswerEvent::Content(text), &mut out),
+                (Segment::Content(text), Some(bare)) => {
+                    let mut events = Vec::new();
+                    bare.push(&text, &mut events);
+                    events.into_iter().for_each(|e| self.behind_bare(e, &mut out));
+                }
             }
         }
         out
+    }
+
+    /// What was no call of itself may hold marked ones.
+    fn behind_bare(&mut self, event: AnswerEvent, out: &mut Vec<AnswerEvent>) {
+        match (event, &mut self.marked) {
+            (AnswerEvent::Content(text), Some(marked)) => marked.push(&text, out),
+            (event, _) => out.push(event),
+        }
     }
 }

@@ -102,6 +102,16 @@ fn calls_in_every_dialect() {
     assert_eq!(got, [one("f", r#"{"s":"a\n\"b\"","n":[1,2]}"#), one("g", "{}")].concat());
 }
 
+/// Qwen2.5-Coder 0.5B, for one, forgets the marks that its template asks for.
+#[test]
+fn a_call_of_qwen_counts_without_its_marks() {
+    let text = "{\"name\": \"f\", \"arguments\": {\"x\": 1}}";
+    assert_eq!(calls(Dialect::Qwen, "", text), (String::new(), one("f", r#"{"x":1}"#)));
+    let marked = "<tool_call>{\"name\": \"g\", \"arguments\": {}}</tool_call>";
+    let (content, got) = calls(Dialect::Qwen, "", &format!("{{\"a\": 1}} {marked}"));
+    assert_eq!((content.as_str(), got), ("{\"a\": 1}", one("g", "{}")));
+}
+
 #[test]
 fn an_answer_that_is_json_is_a_call_of_llama() {
     let template = "{%- if message.role == 'ipython' %}{{ '\"parameters\": ' }}{% endif %}";

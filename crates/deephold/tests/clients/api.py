@@ -18,11 +18,12 @@ for path in document["paths"].values():
         described += 1
 assert described >= 9, described
 checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,negative_data_rejection,unsupported_method,ignored_auth"
-with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-    json.dump(document, file)
-    file.flush()
-    sys.exit(subprocess.run([
-        sys.executable, "-m", "schemathesis.cli", "run", file.name, "--url", base, "--header", f"Authorization: Bearer {key}",
+with tempfile.TemporaryDirectory() as folder:
+    with open(folder + "/openapi.json", "w") as file:
+        json.dump(document, file)
+    # It keeps what it found beside itself.
+    sys.exit(subprocess.run(cwd=folder, args=[
+        sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--url", base, "--header", f"Authorization: Bearer {key}",
         "--phases", "examples,coverage,fuzzing", "--max-examples", examples, "--seed", seed, "--checks", checks, "--continue-on-failure",
         "--request-timeout", "60", "--no-color",
     ]).returncode)
