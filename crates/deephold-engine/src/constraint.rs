@@ -29,6 +29,15 @@ impl TokenMask {
         }
     }
 
+    /// Forbids what another allows, unless nothing would be left.
+    pub fn exclude(&mut self, other: &Self) {
+        let kept = |(word, i): (&u32, usize)| word & !other.0.get(i).copied().unwrap_or(0);
+        let left: Vec<u32> = self.0.iter().zip(0..).map(kept).collect();
+        if left.iter().any(|word| *word != 0) {
+            self.0 = left;
+        }
+    }
+
     /// Allows one token; ids beyond the mask are left forbidden.
     pub fn allow(&mut self, id: TokenId) {
         if let Some(word) = self.0.get_mut(id as usize / 32) {

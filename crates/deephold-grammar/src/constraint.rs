@@ -7,6 +7,8 @@ use deephold_engine::{Constraint, TokenMask};
 use deephold_tokenizer::{THINK_CLOSE, Tokenizer};
 use llguidance::Matcher;
 
+use crate::numbers::NumberBound;
+
 const CLOSE: &[u8] = THINK_CLOSE.as_bytes();
 
 /// Where an answer begins.
@@ -40,6 +42,8 @@ pub(crate) struct Guided {
     matcher: Matcher,
     /// The grammar of a call without its mark.
     bare: Option<Matcher>,
+    /// Where the grammar is JSON's.
+    numbers: Option<NumberBound>,
     stop_ids: Vec<TokenId>,
     /// Text that opens the grammar; none where it begins with the answer.
     trigger: Option<&'static str>,
@@ -54,6 +58,7 @@ impl Guided {
     pub(crate) fn new(
         tokenizer: Arc<Tokenizer>,
         grammars: (Matcher, Option<Matcher>),
+        numbers: Option<NumberBound>,
         stop_ids: Vec<TokenId>,
         start: Start,
         trigger: Option<&'static str>,
@@ -61,8 +66,17 @@ impl Guided {
     ) -> Self {
         let (matcher, bare) = grammars;
         let phase = Phase::Ended;
-        let mut out =
-            Self { tokenizer, matcher, bare, stop_ids, trigger, think_open, phase, tail: Vec::new() };
+        let mut out = Self {
+            tokenizer,
+            matcher,
+            bare,
+            numbers,
+            stop_ids,
+            trigger,
+            think_open,
+            phase,
+            tail: Vec::new(),
+        };
         out.phase = match start {
             Start::Thinking => Phase::Thinking,
             Start::Either if trigger.is_none() && think_open.is_some() => Phase::Either,
@@ -90,6 +104,7 @@ impl Guided {
         if self.stop_ids.first().is_some_and(|id| mask.allows(*id)) {
             self.stop_ids.iter().for_each(|id| mask.allow(*id));
         }
+        self.numbers.iter().for_each(|numbers| numbers.restrict(&mut mask));
         Ok(mask)
     }
 
@@ -143,6 +158,9 @@ impl Guided {
         if tokens.and_then(|tokens| bare.consume_tokens(&tokens)).is_err() {
             return true;
         }
+        if let Some(numbers) = &mut self.numbers {
+            numbers.accept(text);
+        }
         self.matcher = bare;
         self.tail.clear();
         self.phase = Phase::Grammar;
@@ -155,6 +173,9 @@ impl Guided {
         self.tail.clear();
         if rest.is_empty() {
             return Ok(());
+        }
+        if let Some(numbers) = &mut self.numbers {
+            numbers.accept(rest);
         }
         let env = self.matcher.tok_env().map_err(|e| text(&e))?;
         let tokens = env.tok_trie().greedy_tokenize(rest);
@@ -199,6 +220,9 @@ impl Constraint for Guided {
             }
             Phase::Either | Phase::Grammar => {
                 self.phase = Phase::Grammar;
+                if let Some(numbers) = &mut self.numbers {
+                    numbers.accept(self.tokenizer.token_bytes(token));
+                }
                 self.matcher.consume_token(token).map_err(|e| text(&e))
             }
             Phase::Ended => Ok(()),
@@ -210,6 +234,7 @@ impl Constraint for Guided {
             tokenizer: Arc::clone(&self.tokenizer),
             matcher: self.matcher.deep_clone(),
             bare: self.bare.as_ref().map(Matcher::deep_clone),
+            numbers: self.numbers.clone(),
             stop_ids: self.stop_ids.clone(),
             trigger: self.trigger,
             think_open: self.think_open,

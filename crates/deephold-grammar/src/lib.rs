@@ -9,13 +9,14 @@
 //! their states and the work of each step are bounded.
 
 mod constraint;
+mod numbers;
 mod schema;
 mod tools;
 
 use std::sync::Arc;
 
 use deephold_base::{ErrorCode, TokenId};
-use deephold_engine::Constraint;
+use deephold_engine::{Constraint, TokenMask};
 use deephold_tokenizer::{Dialect, THINK_CLOSE, THINK_OPEN, Tokenizer};
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use constraint::{Guided, Start};
+use numbers::NumberBound;
 
 /// The longest grammar, schema or expression, in bytes of text.
 pub const MAX_GRAMMAR_BYTES: usize = 256 << 10;
@@ -119,6 +121,8 @@ pub struct GrammarEngine {
     factory: ParserFactory,
     dialect: Dialect,
     stop_ids: Vec<TokenId>,
+    /// Tokens that begin with a digit.
+    digits: Arc<TokenMask>,
 }
 
 /// The tree alone: grammars force no tokens, so how text would be encoded does not matter.
@@ -165,7 +169,8 @@ impl GrammarEngine {
         limits.verbose_errors = false;
         limits.max_lexer_states = 50_000;
         limits.max_grammar_size = 100_000;
-        Ok(Self { tokenizer, factory, dialect, stop_ids })
+        let digits = Arc::new(numbers::digit_tokens(&tokenizer));
+        Ok(Self { tokenizer, factory, dialect, stop_ids, digits })
     }
 
     /// What the sampler follows for one answer.
@@ -224,6 +229,13 @@ impl GrammarEngine {
             _ => None,
         };
         let grammars = (matcher(grammar)?, bare);
+        let is_json = match guide {
+            Guide::JsonObject | Guide::JsonSchema(_) => true,
+            // DSML writes strings without quotes.
+            Guide::Tools(_) => !matches!(self.dialect, Dialect::Dsml { .. }),
+            Guide::Regex(_) | Guide::Lark(_) => false,
+        };
+        let numbers = is_json.then(|| NumberBound::new(Arc::clone(&self.digits)));
         let start = match thinking {
             Thinking::Opened => Start::Thinking,
             Thinking::Possible => Start::Either,
@@ -231,7 +243,15 @@ impl GrammarEngine {
         };
         let think_open = self.tokenizer.token_to_id(THINK_OPEN);
         let tokenizer = Arc::clone(&self.tokenizer);
-        Ok(Box::new(Guided::new(tokenizer, grammars, self.stop_ids.clone(), start, trigger, think_open)))
+        Ok(Box::new(Guided::new(
+            tokenizer,
+            grammars,
+            numbers,
+            self.stop_ids.clone(),
+            start,
+            trigger,
+            think_open,
+        )))
     }
 
     /// The dialect that tool calls are written in.

@@ -258,3 +258,27 @@ fn thinking_is_read_off_the_prompt() {
         assert_eq!(Thinking::after_prompt(prompt, can_think), thinking, "{prompt}");
     }
 }
+
+/// A model that writes ones for ever is led out of the number, but not out of a text or where nothing but digits may come.
+#[test]
+fn numbers_end() {
+    let (tokenizer, engine) = engine(Dialect::Plain);
+    let row = |schema: Value, before: &str| {
+        let mut constraint = engine.constraint(&Guide::JsonSchema(schema), Thinking::Closed).unwrap();
+        for id in tokenizer.encode(before).unwrap() {
+            constraint.accept(id).unwrap();
+        }
+        let one =
+            (0..tokenizer.vocab_size() as TokenId).find(|id| tokenizer.token_bytes(*id) == b"1").unwrap();
+        (0..200)
+            .take_while(|_| {
+                let may = constraint.allowed().unwrap().unwrap().allows(one);
+                may && constraint.accept(one).is_ok()
+            })
+            .count()
+    };
+    assert_eq!(row(json!({ "type": "number" }), "0."), 20);
+    assert_eq!(row(json!({ "type": "array", "items": { "type": "integer" } }), "["), 20);
+    assert_eq!(row(json!({ "type": "string" }), "\"a"), 200);
+    assert_eq!(row(json!({ "type": "string", "pattern": "^[0-9]{40}$" }), "\""), 40);
+}

@@ -4,13 +4,14 @@
 //! of a model, writes no SQL, and reads neither environment nor configuration files.
 //!
 //! A request walks: `http` (connection, limits) -> `routes` (one table) -> `access` (bearer -> principal) -> `api` (parse) ->
-//! `generation` (a `ValidRequest`, which cannot be bad) -> `backends` (our engine) -> `api` (write) ->
+//! `generation` (a `ValidRequest`, which cannot be bad) -> `backends` (our engine) -> `answering` (the API's writer) ->
 //! `admission` (a permit is closed with its outcome: audit record and metrics come from that one place). The end of an answer is
 //! sent only after its record is acknowledged.
 
 pub mod access;
 pub mod admin;
 mod admission;
+mod answering;
 mod api;
 mod app;
 mod backends;

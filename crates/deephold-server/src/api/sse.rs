@@ -8,7 +8,6 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, header};
 use bytes::Bytes;
 use http_body::Frame;
-use serde_json::Value;
 use tokio::sync::mpsc;
 
 /// Events that may wait for a slow reader; then the writer waits, and after [`STALL`] gives up.
@@ -31,11 +30,6 @@ impl EventSender {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Gone),
         }
-    }
-
-    /// `data: …`
-    pub(crate) async fn data(&self, value: &Value) -> Result<(), Gone> {
-        self.raw(format!("data: {value}\n\n")).await
     }
 
     /// Resolves when the reader has gone.

@@ -1,4 +1,4 @@
-"""A conversation of several turns with tools, where the model itself decides when to call: BASE_URL KEY MODEL."""
+"""A conversation of several turns with tools, where the model itself decides whether to call: BASE_URL KEY MODEL."""
 import json
 import sys
 import openai
@@ -36,8 +36,9 @@ def turn(question, streamed):
     """Asks, runs the calls until the model answers in words, and gives those and the names of what was called."""
     messages.append({"role": "user", "content": question})
     called = []
-    for _ in range(4):
-        ask = dict(model=model, messages=messages, tools=tools, temperature=0, max_tokens=200)
+    for choice in ("auto", "none"):
+        # With results at hand a model this small would rather call again than read them.
+        ask = dict(model=model, messages=messages, tools=tools, tool_choice=choice, temperature=0, max_tokens=200)
         if streamed:
             with client.chat.completions.stream(**ask) as stream:
                 stream.until_done()

@@ -14,7 +14,8 @@ use serde_json::{Map, Value};
 use super::messages::messages;
 use super::params::{self, Fields};
 use super::tools::{Wanted, wanted};
-use super::write::{Kind, answer};
+use super::write::{CompletionWriter, Kind};
+use crate::answering::{Task, answer};
 use crate::api::error::{ApiError, ApiResult};
 use crate::backends::Hosted;
 use crate::call::Call;
@@ -80,7 +81,9 @@ pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
         guide: guide.map(|(guide, _)| (guide, thinking)),
         priority,
     };
-    answer(call, request, constraint, streaming, Kind::Chat).await
+    let writer = Box::new(CompletionWriter::new(&call, &request, streaming, Kind::Chat));
+    let endpoint = "/v1/chat/completions";
+    answer(call, Task { endpoint, request, constraint, streaming: streaming.on, writer }).await
 }
 
 /// A grammar's first work can take some time, so it is done where it holds nobody up.

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::params::{self, Fields, token_ids};
 use super::tokenize::text_of;
-use super::write::{Kind, answer};
+use super::write::{CompletionWriter, Kind};
+use crate::answering::{Task, answer};
 use crate::api::error::{ApiError, ApiResult};
 use crate::call::Call;
 use crate::generation::ValidRequest;
@@ -61,7 +62,9 @@ pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
         guide: None,
         priority: 0,
     };
-    answer(call, request, None, streaming, Kind::Completion { echoed }).await
+    let writer = Box::new(CompletionWriter::new(&call, &request, streaming, Kind::Completion { echoed }));
+    let endpoint = "/v1/completions";
+    answer(call, Task { endpoint, request, constraint: None, streaming: streaming.on, writer }).await
 }
 
 /// One of the prompts of a request.
