@@ -86,9 +86,10 @@ pub(crate) fn authenticate(headers: &HeaderMap, store: &dyn Keys, now_ms: i64) -
         let hint = "send `Authorization: Bearer dh_...`; `deephold key create` makes a key";
         ApiError::unauthorized(format!("an API key is missing: {hint}"))
     };
-    let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
-    let secret =
-        value.to_str().ok().and_then(|v| v.strip_prefix("Bearer ")).map(str::trim).ok_or_else(missing)?;
+    let bearer = headers.get(header::AUTHORIZATION).map(|v| v.to_str().ok()?.strip_prefix("Bearer "));
+    // As Anthropic's clients send it.
+    let secret = bearer.or_else(|| headers.get("x-api-key").map(|v| v.to_str().ok()));
+    let secret = secret.flatten().map(str::trim).ok_or_else(missing)?;
     let wrong = || ApiError::unauthorized("the API key is unknown, expired or revoked");
     if secret.len() != PREFIX.len() + 64 {
         return Err(wrong());

@@ -47,6 +47,8 @@ pub struct ServerConfig {
     pub drain_time: Duration,
     /// Where commands of the state's owner reach the server.
     pub admin_socket: Option<PathBuf>,
+    /// Other names of models: each with what it stands for.
+    pub aliases: Vec<(String, String)>,
     /// What loads models while the server runs; none where it cannot.
     pub loader: Option<Arc<dyn ModelLoader>>,
     /// Bytes of the program in RAM, where the system says so.
@@ -70,6 +72,7 @@ impl Default for ServerConfig {
             request_time: Duration::from_secs(600),
             drain_time: Duration::from_secs(30),
             admin_socket: None,
+            aliases: Vec::new(),
             loader: None,
             resident: || None,
         }

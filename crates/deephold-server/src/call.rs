@@ -14,6 +14,7 @@ pub(crate) struct Call {
     pub(crate) request_id: String,
     /// None where the route is open.
     pub(crate) principal: Option<Principal>,
+    pub(crate) path: String,
     pub(crate) body: Bytes,
 }
 

@@ -68,7 +68,7 @@ impl Server {
         let app = Arc::new(App {
             store,
             log,
-            models: Models::new(hosted),
+            models: Models::new(hosted, config.aliases.clone()),
             metrics,
             policy: config.policy,
             limits: config,

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use crate::access::authenticate;
 use crate::api::error::{ApiError, ApiResult};
 use crate::api::openapi::Operation;
-use crate::api::{openai, openapi, ops};
+use crate::api::{deepseek, openai, openapi, ops};
 use crate::app::App;
 use crate::call::Call;
 
@@ -37,74 +37,47 @@ const MODELS: &[Role] = &[Role::Admin, Role::Operator, Role::App];
 const WATCHERS: &[Role] = &[Role::Admin, Role::Operator, Role::Auditor];
 const OPEN: &[Role] = &[];
 
-/// The table.
-pub(crate) const ROUTES: [Route; 9] = [
-    Route {
-        method: Method::GET,
-        path: "/healthz",
-        roles: OPEN,
-        handler: |c| Box::pin(ops::healthz(c)),
-        describe: ops::describe_healthz,
-    },
-    Route {
-        method: Method::GET,
-        path: "/readyz",
-        roles: OPEN,
-        handler: |c| Box::pin(ops::readyz(c)),
-        describe: ops::describe_readyz,
-    },
-    Route {
-        method: Method::GET,
-        path: "/openapi.json",
-        roles: OPEN,
-        handler: |c| Box::pin(openapi::document(c)),
-        describe: ops::describe_openapi,
-    },
-    Route {
-        method: Method::GET,
-        path: "/metrics",
-        roles: WATCHERS,
-        handler: |c| Box::pin(ops::metrics(c)),
-        describe: ops::describe_metrics,
-    },
-    Route {
-        method: Method::GET,
-        path: "/v1/models",
-        roles: EVERYBODY,
-        handler: |c| Box::pin(openai::models::list(c)),
-        describe: openai::models::describe,
-    },
-    Route {
-        method: Method::POST,
-        path: "/v1/chat/completions",
-        roles: MODELS,
-        handler: |c| Box::pin(openai::chat::chat(c)),
-        describe: openai::describe::chat,
-    },
-    Route {
-        method: Method::POST,
-        path: "/v1/completions",
-        roles: MODELS,
-        handler: |c| Box::pin(openai::completions::completions(c)),
-        describe: openai::describe::completions,
-    },
-    Route {
-        method: Method::POST,
-        path: "/v1/tokenize",
-        roles: MODELS,
-        handler: |c| Box::pin(openai::tokenize::tokenize(c)),
-        describe: openai::tokenize::describe_tokenize,
-    },
-    Route {
-        method: Method::POST,
-        path: "/v1/detokenize",
-        roles: MODELS,
-        handler: |c| Box::pin(openai::tokenize::detokenize(c)),
-        describe: openai::tokenize::describe_detokenize,
-    },
+const fn get(
+    path: &'static str,
+    roles: &'static [Role],
+    handler: fn(Call) -> Answer,
+    describe: fn() -> Operation,
+) -> Route {
+    Route { method: Method::GET, path, roles, handler, describe }
+}
+
+const fn post(
+    path: &'static str,
+    roles: &'static [Role],
+    handler: fn(Call) -> Answer,
+    describe: fn() -> Operation,
+) -> Route {
+    Route { method: Method::POST, path, roles, handler, describe }
+}
+
+/// The table. A part of a path in braces is a parameter, which may hold slashes.
+#[rustfmt::skip]
+pub(crate) const ROUTES: &[Route] = &[
+    get("/healthz", OPEN, |c| Box::pin(ops::healthz(c)), ops::describe_healthz),
+    get("/readyz", OPEN, |c| Box::pin(ops::readyz(c)), ops::describe_readyz),
+    get("/openapi.json", OPEN, |c| Box::pin(openapi::document(c)), ops::describe_openapi),
+    get("/metrics", WATCHERS, |c| Box::pin(ops::metrics(c)), ops::describe_metrics),
+    get("/v1/models", EVERYBODY, |c| Box::pin(openai::models::list(c)), openai::models::describe),
+    get("/v1/models/{model}", EVERYBODY, |c| Box::pin(openai::models::one(c)), openai::models::describe_one),
+    post("/v1/chat/completions", MODELS, |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
+    post("/v1/completions", MODELS, |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
+    post("/v1/tokenize", MODELS, |c| Box::pin(openai::tokenize::tokenize(c)), openai::tokenize::describe_tokenize),
+    post("/v1/detokenize", MODELS, |c| Box::pin(openai::tokenize::detokenize(c)), openai::tokenize::describe_detokenize),
+    // As DeepSeek's own service has them.
+    get("/models", EVERYBODY, |c| Box::pin(openai::models::list(c)), openai::models::describe),
+    post("/chat/completions", MODELS, |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
+    post("/beta/chat/completions", MODELS, |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
+    post("/completions", MODELS, |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
+    post("/beta/completions", MODELS, |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
+    get("/user/balance", MODELS, |c| Box::pin(deepseek::balance(c)), deepseek::describe_balance),
 ];
 
-/// Method, path, and whether it is open to everybody, of every route: for tests and documents.
+/// Method, path, and whether it is open to everybody, of every route: for tests and documents. Parameters are in braces.
 pub fn paths() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
     ROUTES.iter().map(|r| (if r.method == Method::GET { "GET" } else { "POST" }, r.path, r.roles.is_empty()))
 }
@@ -112,12 +85,12 @@ pub fn paths() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
 /// The router over the table.
 pub(crate) fn router(app: &Arc<App>) -> axum::Router {
     let mut router = axum::Router::new();
-    for route in &ROUTES {
+    for route in ROUTES {
         let filter = MethodFilter::try_from(route.method.clone()).unwrap_or(MethodFilter::GET);
         let handler = move |State(app): State<Arc<App>>, request: Request| async move {
             serve(app, route, request).await
         };
-        router = router.route(route.path, on(filter, handler));
+        router = router.route(&route.path.replace('{', "{*"), on(filter, handler));
     }
     let unknown = |State(app): State<Arc<App>>| async move {
         let error = ApiError::not_found("there is nothing at this path");
@@ -177,8 +150,13 @@ async fn admitted(
         }
         None => ApiError::bad_request("the body could not be read"),
     })?;
-    let call =
-        Call { app: Arc::clone(app), request_id: request_id.to_owned(), principal, body: body.to_bytes() };
+    let call = Call {
+        app: Arc::clone(app),
+        request_id: request_id.to_owned(),
+        principal,
+        path: head.uri.path().to_owned(),
+        body: body.to_bytes(),
+    };
     (route.handler)(call).await
 }
 

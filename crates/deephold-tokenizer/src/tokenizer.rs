@@ -213,6 +213,40 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The marks of a hole to be filled: before the text before it, before the text behind it, and where the answer begins.
+    /// DeepSeek's put the hole's mark between the texts and an end mark behind them, Qwen's name the parts; both have this order.
+    fn hole_marks(&self) -> Option<[TokenId; 3]> {
+        const MARKS: [[&str; 3]; 3] = [
+            ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"],
+            ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+            ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+        ];
+        MARKS.iter().find_map(|[begin, hole, end]| {
+            Some([self.token_to_id(begin)?, self.token_to_id(hole)?, self.token_to_id(end)?])
+        })
+    }
+
+    /// Whether the model knows how to fill a hole in a text.
+    pub fn can_fill_in_the_middle(&self) -> bool {
+        self.hole_marks().is_some()
+    }
+
+    /// The prompt for what stands between `prefix` and `suffix`; `None` where the model has no marks for it.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_hole(&self, prefix: &str, suffix: &str) -> Result<Option<Vec<TokenId>>, TokenizerError> {
+        let Some([begin, hole, end]) = self.hole_marks() else { return Ok(None) };
+        // What a plain prompt begins with, which with some models is a marker.
+        let mut ids = self.encode_prompt("")?;
+        ids.push(begin);
+        ids.extend(self.encode(prefix)?);
+        ids.push(hole);
+        ids.extend(self.encode(suffix)?);
+        ids.push(end);
+        Ok(Some(ids))
+    }
+
     /// Text of ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[TokenId]) -> String {
         let mut detokenizer = Detokenizer::new();

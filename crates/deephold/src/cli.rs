@@ -145,6 +145,9 @@ pub(crate) struct ServeArgs {
     /// Sequences that compute at the same time, for each model
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) max_seqs: usize,
+    /// Another name for a model, as NAME=MODEL; again for several
+    #[arg(long = "alias", value_name = "NAME=MODEL")]
+    pub(crate) aliases: Vec<String>,
     /// What happens while the audit log takes no records
     #[arg(long, value_enum, default_value_t = AuditFailureArg::Refuse)]
     pub(crate) audit_failure: AuditFailureArg,

@@ -1,5 +1,6 @@
 //! One folder an API: from the wire's JSON to a valid request, and from deltas to the wire.
 
+pub(crate) mod deepseek;
 pub(crate) mod error;
 pub(crate) mod fields;
 pub(crate) mod openai;

@@ -27,7 +27,7 @@ pub(crate) async fn document(_: Call) -> ApiResult<Response<Body>> {
 /// The whole document.
 pub(crate) fn describe() -> Value {
     let mut paths = Map::new();
-    for route in &ROUTES {
+    for route in ROUTES {
         let method = if route.method == Method::GET { "get" } else { "post" };
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
         path[method] = operation(route);
@@ -56,6 +56,7 @@ fn operation(route: &Route) -> Value {
         .map(|(kind, schema)| (kind.to_owned(), json!({ "schema": schema })))
         .collect();
     let mut responses = json!({ "200": { "description": "Done", "content": content } });
+    let mut parameters = json!([]);
     let mut refusals = Vec::new();
     if !route.roles.is_empty() {
         refusals.extend([("401", "The key is missing or not valid"), ("403", "The key may not do this")]);
@@ -78,8 +79,15 @@ fn operation(route: &Route) -> Value {
             "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } },
         });
     }
+    if let Some(name) = route.path.split_once('{').map(|(_, name)| name.trim_end_matches('}')) {
+        responses["404"] = json!({
+            "description": "There is no such thing",
+            "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } },
+        });
+        parameters = json!([{ "name": name, "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } }]);
+    }
     let roles: Vec<&str> = route.roles.iter().map(|r| r.name()).collect();
-    let mut out = json!({ "summary": described.summary, "responses": responses });
+    let mut out = json!({ "summary": described.summary, "parameters": parameters, "responses": responses });
     if let Some(schema) = described.request {
         out["requestBody"] =
             json!({ "required": true, "content": { "application/json": { "schema": schema } } });

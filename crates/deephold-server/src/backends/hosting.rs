@@ -37,33 +37,43 @@ pub trait ModelLoader: Send + Sync {
 }
 
 /// All loaded models.
-pub(crate) struct Models(RwLock<Vec<Arc<Hosted>>>);
+pub(crate) struct Models {
+    hosted: RwLock<Vec<Arc<Hosted>>>,
+    /// Other names, and the models that they stand for.
+    aliases: Vec<(String, String)>,
+}
 
 impl Models {
-    pub(crate) fn new(models: Vec<Hosted>) -> Self {
-        Self(RwLock::new(models.into_iter().map(Arc::new).collect()))
+    pub(crate) fn new(models: Vec<Hosted>, aliases: Vec<(String, String)>) -> Self {
+        Self { hosted: RwLock::new(models.into_iter().map(Arc::new).collect()), aliases }
+    }
+
+    pub(crate) fn aliases(&self) -> &[(String, String)] {
+        &self.aliases
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Hosted>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.hosted.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Arc<Hosted>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().find(|m| m.name == name).cloned()
+        self.hosted.read().unwrap_or_else(PoisonError::into_inner).iter().find(|m| m.name == name).cloned()
     }
 
     fn add(&self, model: Hosted) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).push(Arc::new(model));
+        self.hosted.write().unwrap_or_else(PoisonError::into_inner).push(Arc::new(model));
     }
 
     fn remove(&self, name: &str) -> Option<Arc<Hosted>> {
-        let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut models = self.hosted.write().unwrap_or_else(PoisonError::into_inner);
         let at = models.iter().position(|m| m.name == name)?;
         Some(models.remove(at))
     }
 
+    /// By its name, else by another one.
     pub(crate) fn find(&self, name: &str) -> ApiResult<Arc<Hosted>> {
-        self.get(name).ok_or_else(|| {
+        let of_alias = || self.get(&self.aliases.iter().find(|(alias, _)| alias == name)?.1);
+        self.get(name).or_else(of_alias).ok_or_else(|| {
             let name: String = name.chars().take(100).collect();
             let names: Vec<String> = self.all().iter().take(20).map(|m| m.name.clone()).collect();
             let message = format!("there is no model `{name}`; loaded: {}", names.join(", "));

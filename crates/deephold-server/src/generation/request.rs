@@ -26,6 +26,8 @@ pub(crate) struct ValidRequest {
     pub(crate) guide: Option<(Guide, Thinking)>,
     /// Higher goes first.
     pub(crate) priority: i32,
+    /// Divides the tenant's cached prefixes by user.
+    pub(crate) cache_salt: Vec<u8>,
 }
 
 /// The form of a chat's answer; a chat has one prompt.

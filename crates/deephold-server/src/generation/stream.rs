@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use deephold_base::TokenId;
 use deephold_engine::{
-    Constraint, Delivery, FinishReason, Request, RequestId, RequestOutput, SampledToken, SamplingParams,
+    CacheSharing, Constraint, Delivery, FinishReason, Request, RequestId, RequestOutput, SampledToken,
+    SamplingParams,
 };
 use deephold_tokenizer::{AnswerEvent, AnswerParser, Detokenizer, Dialect, StopMatcher, ToolCall};
 use tokio::sync::{mpsc, oneshot};
@@ -117,6 +118,7 @@ impl Generation {
             engine_request.tenant = Arc::clone(&tenant);
             engine_request.deadline = Some(deadline);
             engine_request.priority = request.priority;
+            engine_request.cache_sharing = CacheSharing::Tenant { salt: request.cache_salt.clone() };
             engine_request.constraint.clone_from(&constraint);
             // Bounded by pausing: the sink says so when too many lie unread, and one step adds one a sequence at most.
             let (sender, counted) = (sender.clone(), Arc::clone(&generation.unread));

@@ -76,6 +76,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         request_time: Duration::from_secs(args.request_time.into()),
         drain_time: Duration::from_secs(args.drain_time.into()),
         admin_socket: Some(state.socket()),
+        aliases: args.aliases.iter().map(|a| alias(a)).collect::<Result<_>>()?,
         loader: Some(Arc::new(loader)),
         resident: system::resident,
         ..ServerConfig::default()
@@ -183,6 +184,12 @@ pub(crate) fn named(text: &str) -> Result<(String, String)> {
         return Err(invalid(format!("`{text}` is no model; give PATH or NAME=PATH")));
     }
     Ok((name, path))
+}
+
+fn alias(text: &str) -> Result<(String, String)> {
+    let parts = text.split_once('=').filter(|(name, model)| !name.is_empty() && !model.is_empty());
+    let (name, model) = parts.ok_or_else(|| invalid(format!("`{text}` is no alias; give NAME=MODEL")))?;
+    Ok((name.to_owned(), model.to_owned()))
 }
 
 /// The models of the start, the guide where none is given.

@@ -37,7 +37,9 @@ def turn(question, streamed):
     messages.append({"role": "user", "content": question})
     called = []
     for choice in ("auto", "none"):
-        # With results at hand a model this small would rather call again than read them.
+        if called:
+            # With results at hand a model this small would rather call again than read them, unless it is asked to.
+            messages.append({"role": "user", "content": "So, what is the answer? One sentence."})
         ask = dict(model=model, messages=messages, tools=tools, tool_choice=choice, temperature=0, max_tokens=200)
         if streamed:
             with client.chat.completions.stream(**ask) as stream:

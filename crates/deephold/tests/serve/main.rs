@@ -1,6 +1,7 @@
 //! The service as its users meet it: the real program over real sockets.
 #![allow(missing_docs, reason = "a test")]
 
+mod apis;
 #[path = "../common/mod.rs"]
 mod common;
 mod guided;
@@ -286,7 +287,10 @@ fn every_route_but_health_refuses_without_a_key() {
     let service = Service::start(&dir.join("state"), &[]);
     let mut closed = 0;
     for (method, path, open) in deephold_server::paths() {
-        for authorization in ["", "Authorization: Bearer dh_0\r\n", "Authorization: Basic eDp5\r\n"] {
+        let path = path.replace("{model}", "guide");
+        for authorization in
+            ["", "Authorization: Bearer dh_0\r\n", "Authorization: Basic eDp5\r\n", "x-api-key: dh_0\r\n"]
+        {
             let head =
                 format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{authorization}\r\n");
             let status = Response::read(service.send(head.as_bytes())).status;

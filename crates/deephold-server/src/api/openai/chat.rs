@@ -61,6 +61,7 @@ pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
     let priority = service_tier(&mut fields, call.who()?.role)?;
     // A name for the caller's own user; nothing depends on it.
     fields.string("user")?;
+    let cache_salt = params::cache_salt(&mut fields)?;
     for (field, allowed) in NOT_OFFERED {
         let allowed: Vec<Value> = allowed.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
         fields.only(field, &allowed, "is not offered")?;
@@ -80,6 +81,7 @@ pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
         timeout,
         guide: guide.map(|(guide, _)| (guide, thinking)),
         priority,
+        cache_salt,
     };
     let writer = Box::new(CompletionWriter::new(&call, &request, streaming, Kind::Chat));
     let endpoint = "/v1/chat/completions";
@@ -138,7 +140,7 @@ pub(crate) fn ask(
         let hint = "need a chat template, which this model lacks; use /v1/completions";
         ApiError::unsupported("messages", hint)
     })?;
-    let messages = messages(fields, format.takes_arguments_as_text())?;
+    let (messages, begun) = messages(fields, format.takes_arguments_as_text())?;
     let Wanted { tools, guide } = wanted(fields)?;
     let can_think = tokenizer.token_to_id(THINK_OPEN).is_some();
     let thinking = thinking(fields, can_think)?;
@@ -150,7 +152,10 @@ pub(crate) fn ask(
         variables: variables(fields)?,
         unix_seconds: now,
     };
-    let text = format.render(&messages, &options)?;
+    let mut text = format.render(&messages, &options)?;
+    if let Some(begun) = begun {
+        begun.append_to(&mut text);
+    }
     let begins = match (thinking, Thinking::after_prompt(&text, can_think)) {
         (Some((false, param)), Thinking::Opened) => {
             let problem = "cannot be turned off: this model's template always thinks";

@@ -47,7 +47,7 @@ pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
     let stops = params::stops(&mut fields)?;
     let timeout = params::timeout(&mut fields, call.app.limits.request_time)?;
     fields.string("user")?;
-    fields.only("suffix", &[json!("")], "is not offered yet")?;
+    let cache_salt = params::cache_salt(&mut fields)?;
     fields.only("best_of", &[json!(1), json!(sampling.n)], "is only offered as 1 or `n`")?;
     fields.finish()?;
     let echoed = echo.then(|| prompts.iter().map(|p| p.text(&model.tokenizer)).collect());
@@ -61,6 +61,7 @@ pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
         timeout,
         guide: None,
         priority: 0,
+        cache_salt,
     };
     let writer = Box::new(CompletionWriter::new(&call, &request, streaming, Kind::Completion { echoed }));
     let endpoint = "/v1/completions";
@@ -82,6 +83,18 @@ impl Prompt {
 
 /// `prompt`: a text, ids, or a list of texts or of lists of ids.
 pub(crate) fn prompts(fields: &mut Fields, tokenizer: &Tokenizer) -> ApiResult<Vec<Prompt>> {
+    if let Some(suffix) = fields.string("suffix")?.filter(|s| !s.is_empty()) {
+        let prefix = fields.take("prompt").ok_or_else(|| ApiError::param("prompt", "is missing"))?;
+        let prefix =
+            prefix.as_str().ok_or_else(|| ApiError::param("prompt", "must be a text beside `suffix`"))?;
+        let ids = tokenizer.encode_hole(prefix, &suffix)?.ok_or_else(|| {
+            ApiError::unsupported(
+                "suffix",
+                "needs a model with marks for filling in the middle, which this one lacks",
+            )
+        })?;
+        return Ok(vec![Prompt { ids, text: Some(prefix.to_owned()) }]);
+    }
     let wrong = || ApiError::param("prompt", "must be a text, a list of token ids, or a list of either");
     let one = |value: Value| match value {
         Value::String(text) => Ok(Prompt { ids: tokenizer.encode_prompt(&text)?, text: Some(text) }),

@@ -46,6 +46,10 @@ fn shared() -> Map<String, Value> {
             json!({ "type": "number", "minimum": 0.001, "maximum": 600, "description": "Seconds for the whole request" }),
         ),
         ("user", string("The caller's own name for its user; kept nowhere")),
+        (
+            "user_id",
+            json!({ "type": "string", "maxLength": 128, "description": "Cached prefixes are not shared with other users" }),
+        ),
     ] {
         out.insert(name.into(), schema);
     }
@@ -88,6 +92,7 @@ fn messages() -> Value {
     let answer = json!({
         "role": { "const": "assistant" }, "content": content, "name": { "type": "string" },
         "reasoning_content": string("What the model thought; told again where its template wants it"),
+        "prefix": flag("In the last message: the answer goes on from there"),
     });
     let mut calling = answer.clone();
     calling["tool_calls"] = json!({ "type": "array", "items": call, "minItems": 1, "maxItems": 128 });
@@ -174,7 +179,7 @@ fn completion_request() -> Value {
         (max.name, whole(&max)),
         (top.name, whole(&top)),
         ("echo", flag("Answers begin with their prompts")),
-        ("suffix", json!({ "const": "" })),
+        ("suffix", string("What follows the hole that the answer fills")),
         ("best_of", json!({ "const": 1 })),
     ] {
         properties.insert(name.into(), schema);

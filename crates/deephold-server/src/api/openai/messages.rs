@@ -1,5 +1,6 @@
 //! `messages` as templates take them: roles are known, content is text, calls have names and arguments.
 
+use deephold_tokenizer::{THINK_CLOSE, THINK_OPEN};
 use serde_json::{Map, Value, json};
 
 use super::params::Fields;
@@ -10,15 +11,56 @@ const MESSAGES_MAX: usize = 4096;
 /// Calls of one message at most.
 const CALLS_MAX: usize = 128;
 
-/// The list; `arguments_as_text` says how the model's template takes the arguments of calls.
-pub(super) fn messages(fields: &mut Fields, arguments_as_text: bool) -> ApiResult<Value> {
-    let list = fields.array("messages")?.ok_or_else(|| ApiError::param("messages", "is missing"))?;
+/// An answer that the caller has begun, as DeepSeek's chat prefix completion has it: the model goes on from there.
+pub(super) struct Begun {
+    reasoning: Option<String>,
+    content: String,
+}
+
+impl Begun {
+    /// Puts it behind a prompt that opens the answer.
+    pub(super) fn append_to(&self, prompt: &mut String) {
+        if prompt.trim_end().ends_with(THINK_OPEN) {
+            if let Some(reasoning) = &self.reasoning {
+                prompt.push_str(reasoning);
+            }
+            // Thinking that is given alone goes on; what is said already was thought about.
+            if !self.content.is_empty() {
+                prompt.push_str(THINK_CLOSE);
+            }
+        }
+        prompt.push_str(&self.content);
+    }
+}
+
+/// The list, and the last message apart where it is an answer to go on with; `arguments_as_text` says how the model's template takes the
+/// arguments of calls.
+pub(super) fn messages(fields: &mut Fields, arguments_as_text: bool) -> ApiResult<(Value, Option<Begun>)> {
+    let mut list = fields.array("messages")?.ok_or_else(|| ApiError::param("messages", "is missing"))?;
     if list.is_empty() || list.len() > MESSAGES_MAX {
         let problem = format!("has {} entries; 1 to {MESSAGES_MAX} are taken", list.len());
         return Err(ApiError::param("messages", problem));
     }
+    let is_prefix = |m: &Value| m.get("prefix").is_some_and(|p| *p == json!(true));
+    let last = list.len() - 1;
+    let begun = if is_prefix(&list[last]) && last > 0 { list.pop() } else { None };
+    let begun =
+        begun.map(|value| begun_answer(Fields::of(value, format!("messages[{last}]"))?)).transpose()?;
     let one = |(i, value)| message(Fields::of(value, format!("messages[{i}]"))?, arguments_as_text);
-    list.into_iter().enumerate().map(one).collect()
+    let list: Value = list.into_iter().enumerate().map(one).collect::<ApiResult<_>>()?;
+    Ok((list, begun))
+}
+
+fn begun_answer(mut message: Fields) -> ApiResult<Begun> {
+    message.bool("prefix")?;
+    if message.need_string("role")? != "assistant" {
+        return Err(ApiError::param(message.name("prefix"), "is only for the assistant"));
+    }
+    let reasoning = message.string("reasoning_content")?;
+    let content = content(&mut message)?.unwrap_or_default();
+    message.string("name")?;
+    message.finish()?;
+    Ok(Begun { reasoning, content })
 }
 
 fn message(mut message: Fields, arguments_as_text: bool) -> ApiResult<Value> {
@@ -33,6 +75,7 @@ fn message(mut message: Fields, arguments_as_text: bool) -> ApiResult<Value> {
                 // Templates tell what is still of use: thinking before a tool's result is, an earlier answer's is not.
                 out.insert("reasoning_content".into(), thought.into());
             }
+            message.only("prefix", &[json!(false)], "is only for the last message")?;
             message.only("refusal", &[], "is not offered")?;
             message.only("audio", &[], "is not offered")?;
             let calls = message.array("tool_calls")?.filter(|calls| !calls.is_empty());

@@ -199,3 +199,13 @@ pub(super) fn timeout(fields: &mut Fields, limit: Duration) -> ApiResult<Duratio
     let seconds = fields.number("timeout", 0.001, limit.as_secs_f64())?;
     Ok(seconds.map_or(limit, Duration::from_secs_f64))
 }
+
+/// `user_id`, as DeepSeek has it: cached prefixes are not shared with the tenant's other users.
+pub(super) fn cache_salt(fields: &mut Fields) -> ApiResult<Vec<u8>> {
+    const LONGEST: usize = 512;
+    let user = fields.string("user_id")?.unwrap_or_default();
+    if user.len() > LONGEST {
+        return Err(ApiError::param("user_id", format!("must have at most {LONGEST} bytes")));
+    }
+    Ok(user.into_bytes())
+}
