@@ -49,6 +49,8 @@ pub struct ServerConfig {
     pub admin_socket: Option<PathBuf>,
     /// Other names of models: each with what it stands for.
     pub aliases: Vec<(String, String)>,
+    /// What signs thinking that comes back; without one kept, signatures hold until the next start.
+    pub secret: Option<[u8; 32]>,
     /// What loads models while the server runs; none where it cannot.
     pub loader: Option<Arc<dyn ModelLoader>>,
     /// Bytes of the program in RAM, where the system says so.
@@ -73,6 +75,7 @@ impl Default for ServerConfig {
             drain_time: Duration::from_secs(30),
             admin_socket: None,
             aliases: Vec::new(),
+            secret: None,
             loader: None,
             resident: || None,
         }
@@ -94,6 +97,8 @@ pub(crate) struct App {
     pub(crate) unrecorded: Arc<AtomicU64>,
     /// Held while a model is loaded or unloaded: one at a time.
     pub(crate) loading: Mutex<()>,
+    /// What signs thinking.
+    pub(crate) secret: [u8; 32],
     pub(crate) clock: Arc<dyn Clock>,
     /// Of this start, so that numbers of two starts differ.
     pub(crate) run: String,

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde_json::Value;
 
 use crate::access::Principal;
 use crate::api::error::{ApiError, ApiResult};
+use crate::api::fields::Fields;
 use crate::app::App;
+use crate::backends::Hosted;
 
 /// A request that passed the table: who asks, and what.
 pub(crate) struct Call {
@@ -19,6 +22,24 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// The body as JSON; nesting is bounded by the parser.
+    pub(crate) fn json(&self) -> ApiResult<Value> {
+        serde_json::from_slice(&self.body).map_err(|e| {
+            let message = format!("the body is not valid JSON: {e}");
+            ApiError { code: "invalid_json", ..ApiError::bad_request(message) }
+        })
+    }
+
+    /// The model that a request names, where its key may use it.
+    pub(crate) fn model(&self, fields: &mut Fields) -> ApiResult<Arc<Hosted>> {
+        let name = fields.need_string("model")?;
+        let model = self.app.models.find(&name)?;
+        if !self.who()?.may_use(&model.name) {
+            return Err(ApiError::forbidden(format!("this key may not use the model `{}`", model.name)));
+        }
+        Ok(model)
+    }
+
     /// Who asks; a route that is not open has somebody.
     pub(crate) fn who(&self) -> ApiResult<&Principal> {
         self.principal.as_ref().ok_or_else(|| ApiError::internal("a route without access control"))

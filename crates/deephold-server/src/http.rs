@@ -65,7 +65,10 @@ impl Server {
             models.into_iter().map(|m| Hosted::start(m, &metrics, now_s)).collect::<Result<_, _>>()?;
         let mut run = [0; 6];
         aws_lc_rs::rand::fill(&mut run).map_err(|_| ServerError::Random)?;
+        let mut secret = [0; 32];
+        aws_lc_rs::rand::fill(&mut secret).map_err(|_| ServerError::Random)?;
         let app = Arc::new(App {
+            secret: config.secret.unwrap_or(secret),
             store,
             log,
             models: Models::new(hosted, config.aliases.clone()),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::ServerError;
+use crate::api::anthropic;
 use crate::api::fields::{Fields, token_id, token_ids};
 use crate::api::openai::{chat, completions};
 use crate::backends::ModelFacts;
@@ -179,7 +180,10 @@ impl Recorded {
                 let prompts = completions::prompts(&mut fields, tokenizer)?;
                 return Ok((prompts.into_iter().map(|p| p.ids).collect(), None));
             }
-            let asked = chat::ask(&mut fields, tokenizer, chat, self.rendered_at)?;
+            let asked = match self.endpoint.as_str() {
+                "/v1/messages" => anthropic::ask(&mut fields, tokenizer, chat, self.rendered_at)?,
+                _ => chat::ask(&mut fields, tokenizer, chat, self.rendered_at)?,
+            };
             Ok((vec![asked.ids], asked.guide.map(|(guide, _)| (guide, asked.thinking))))
         });
         read.map_err(|e| wrong(format!("needs another body: {}", e.message)))

@@ -13,9 +13,9 @@ use deephold_state::Role;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::access::authenticate;
-use crate::api::error::{ApiError, ApiResult};
+use crate::api::error::{ApiError, ApiResult, ErrorStyle};
 use crate::api::openapi::Operation;
-use crate::api::{deepseek, openai, openapi, ops};
+use crate::api::{anthropic, deepseek, openai, openapi, ops};
 use crate::app::App;
 use crate::call::Call;
 
@@ -30,6 +30,8 @@ pub(crate) struct Route {
     pub(crate) handler: fn(Call) -> Answer,
     /// What the document of the API says of it.
     pub(crate) describe: fn() -> Operation,
+    /// How its errors are written.
+    pub(crate) errors: ErrorStyle,
 }
 
 const EVERYBODY: &[Role] = &[Role::Admin, Role::Operator, Role::Auditor, Role::App];
@@ -43,7 +45,7 @@ const fn get(
     handler: fn(Call) -> Answer,
     describe: fn() -> Operation,
 ) -> Route {
-    Route { method: Method::GET, path, roles, handler, describe }
+    Route { method: Method::GET, path, roles, handler, describe, errors: ErrorStyle::OpenAi }
 }
 
 const fn post(
@@ -52,7 +54,16 @@ const fn post(
     handler: fn(Call) -> Answer,
     describe: fn() -> Operation,
 ) -> Route {
-    Route { method: Method::POST, path, roles, handler, describe }
+    Route { method: Method::POST, path, roles, handler, describe, errors: ErrorStyle::OpenAi }
+}
+
+/// As [`post`], with errors as Anthropic's clients read them.
+const fn post_anthropic(
+    path: &'static str,
+    handler: fn(Call) -> Answer,
+    describe: fn() -> Operation,
+) -> Route {
+    Route { method: Method::POST, path, roles: MODELS, handler, describe, errors: ErrorStyle::Anthropic }
 }
 
 /// The table. A part of a path in braces is a parameter, which may hold slashes.
@@ -68,6 +79,10 @@ pub(crate) const ROUTES: &[Route] = &[
     post("/v1/completions", MODELS, |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
     post("/v1/tokenize", MODELS, |c| Box::pin(openai::tokenize::tokenize(c)), openai::tokenize::describe_tokenize),
     post("/v1/detokenize", MODELS, |c| Box::pin(openai::tokenize::detokenize(c)), openai::tokenize::describe_detokenize),
+    post_anthropic("/v1/messages", |c| Box::pin(anthropic::messages(c)), anthropic::describe::messages),
+    post_anthropic("/v1/messages/count_tokens", |c| Box::pin(anthropic::count_tokens(c)), anthropic::describe::count_tokens),
+    post_anthropic("/anthropic/v1/messages", |c| Box::pin(anthropic::messages(c)), anthropic::describe::messages),
+    post_anthropic("/anthropic/v1/messages/count_tokens", |c| Box::pin(anthropic::count_tokens(c)), anthropic::describe::count_tokens),
     // As DeepSeek's own service has them.
     get("/models", EVERYBODY, |c| Box::pin(openai::models::list(c)), openai::models::describe),
     post("/chat/completions", MODELS, |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
@@ -82,6 +97,9 @@ pub fn paths() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
     ROUTES.iter().map(|r| (if r.method == Method::GET { "GET" } else { "POST" }, r.path, r.roles.is_empty()))
 }
 
+/// Paths and methods that are not in the table, in metrics.
+const UNKNOWN: (&str, ErrorStyle) = ("unknown", ErrorStyle::OpenAi);
+
 /// The router over the table.
 pub(crate) fn router(app: &Arc<App>) -> axum::Router {
     let mut router = axum::Router::new();
@@ -94,12 +112,12 @@ pub(crate) fn router(app: &Arc<App>) -> axum::Router {
     }
     let unknown = |State(app): State<Arc<App>>| async move {
         let error = ApiError::not_found("there is nothing at this path");
-        answer(&app, "unknown", &app.next_request_id(), Err(error))
+        answer(&app, UNKNOWN, &app.next_request_id(), Err(error))
     };
     let wrong_method = |State(app): State<Arc<App>>| async move {
         let status = StatusCode::METHOD_NOT_ALLOWED;
         let error = ApiError::new(status, "method_not_allowed", "this path is not asked with this method");
-        answer(&app, "unknown", &app.next_request_id(), Err(error))
+        answer(&app, UNKNOWN, &app.next_request_id(), Err(error))
     };
     router.fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(Arc::clone(app))
 }
@@ -107,7 +125,7 @@ pub(crate) fn router(app: &Arc<App>) -> axum::Router {
 async fn serve(app: Arc<App>, route: &'static Route, request: Request) -> Response<Body> {
     let (request_id, start) = (app.next_request_id(), Instant::now());
     let result = admitted(&app, route, &request_id, request).await;
-    let response = answer(&app, route.path, &request_id, result);
+    let response = answer(&app, (route.path, route.errors), &request_id, result);
     let (status, seconds) = (response.status().as_u16(), start.elapsed().as_secs_f64());
     // Probes and scrapes come every few seconds.
     if route.method == Method::GET && status == 200 {
@@ -163,13 +181,15 @@ async fn admitted(
 /// Every response says which request it answers.
 fn answer(
     app: &App,
-    route: &'static str,
+    (route, errors): (&'static str, ErrorStyle),
     request_id: &str,
     result: ApiResult<Response<Body>>,
 ) -> Response<Body> {
-    let mut response = result.unwrap_or_else(|e| e.response());
+    let mut response = result.unwrap_or_else(|e| e.response(errors));
     app.metrics.http(route, response.status().as_u16());
     if let Ok(value) = HeaderValue::from_str(request_id) {
+        // The second name is Anthropic's.
+        response.headers_mut().insert("request-id", value.clone());
         response.headers_mut().insert("x-request-id", value);
     }
     response

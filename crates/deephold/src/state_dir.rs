@@ -3,7 +3,7 @@
 //! ```text
 //! state.db      keys (SQLite)
 //! audit/        the audit log
-//! keys/         its signing key and public key
+//! keys/         its signing key and public key, and what signs thinking
 //! tls/          a local authority, its certificate for the server, their keys
 //! admin.sock    where commands reach a running server
 //! ```
@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use deephold_audit::{AuditLog, Options, SigningKey};
+use deephold_audit::{AuditLog, Options, SigningKey, write_private};
 use deephold_base::SystemClock;
 use deephold_state::SqliteStore;
 
@@ -56,6 +56,20 @@ impl StateDir {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.0.join("admin.sock")
+    }
+
+    /// What signs thinking that clients send back; made where it is missing.
+    pub(crate) fn thinking_secret(&self) -> Result<[u8; 32]> {
+        let path = self.0.join("keys/thinking.key");
+        if !path.exists() {
+            let mut secret = [0; 32];
+            aws_lc_rs::rand::fill(&mut secret).map_err(|_| invalid("the system gives no randomness"))?;
+            write_private(&path, &secret)?;
+        }
+        let bytes = std::fs::read(&path)?;
+        let problem =
+            || invalid(format!("{} holds no secret of 32 bytes; remove it for a new one", path.display()));
+        bytes.try_into().map_err(|_| problem())
     }
 
     /// Opens the log, then the store; makes what is missing. The log's lock keeps a second server out.

@@ -1,4 +1,4 @@
-//! What callers of OpenAI's API are told when something is wrong.
+//! What callers are told when something is wrong.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
@@ -6,6 +6,13 @@ use deephold_base::ErrorCode;
 use deephold_engine::EngineError;
 use deephold_tokenizer::TokenizerError;
 use serde_json::{Value, json};
+
+/// Whose clients read an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ErrorStyle {
+    OpenAi,
+    Anthropic,
+}
 
 /// A refusal.
 #[derive(Clone, Debug)]
@@ -74,18 +81,37 @@ impl ApiError {
         }
     }
 
-    /// The body.
-    pub(crate) fn body(&self) -> Value {
-        json!({ "error": {
-            "message": self.message,
-            "type": self.openai_type(),
-            "param": self.param,
-            "code": self.code,
-        }})
+    fn anthropic_type(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            500..=599 => "api_error",
+            _ => "invalid_request_error",
+        }
     }
 
-    pub(crate) fn response(&self) -> Response<Body> {
-        let mut response = json_response(self.status, &self.body());
+    /// The body.
+    pub(crate) fn body(&self, style: ErrorStyle) -> Value {
+        match style {
+            ErrorStyle::OpenAi => json!({ "error": {
+                "message": self.message,
+                "type": self.openai_type(),
+                "param": self.param,
+                "code": self.code,
+            }}),
+            ErrorStyle::Anthropic => json!({ "type": "error", "error": {
+                "type": self.anthropic_type(),
+                "message": self.message,
+            }}),
+        }
+    }
+
+    pub(crate) fn response(&self, style: ErrorStyle) -> Response<Body> {
+        let mut response = json_response(self.status, &self.body(style));
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{Method, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::error::{ApiResult, json_response};
+use super::error::{ApiResult, ErrorStyle, json_response};
 use crate::call::Call;
 use crate::routes::{ROUTES, Route};
 
@@ -43,7 +43,7 @@ pub(crate) fn describe() -> Value {
         "paths": paths,
         "components": {
             "securitySchemes": { "key": { "type": "http", "scheme": "bearer", "bearerFormat": "dh_ and 64 hex digits" } },
-            "schemas": { "Error": error_schema() },
+            "schemas": { "Error": error_schema(), "AnthropicError": anthropic_error_schema() },
         },
     })
 }
@@ -56,6 +56,10 @@ fn operation(route: &Route) -> Value {
         .map(|(kind, schema)| (kind.to_owned(), json!({ "schema": schema })))
         .collect();
     let mut responses = json!({ "200": { "description": "Done", "content": content } });
+    let errors = match route.errors {
+        ErrorStyle::OpenAi => "#/components/schemas/Error",
+        ErrorStyle::Anthropic => "#/components/schemas/AnthropicError",
+    };
     let mut parameters = json!([]);
     let mut refusals = Vec::new();
     if !route.roles.is_empty() {
@@ -76,13 +80,13 @@ fn operation(route: &Route) -> Value {
     for (status, description) in refusals {
         responses[status] = json!({
             "description": description,
-            "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } },
+            "content": { "application/json": { "schema": { "$ref": errors } } },
         });
     }
     if let Some(name) = route.path.split_once('{').map(|(_, name)| name.trim_end_matches('}')) {
         responses["404"] = json!({
             "description": "There is no such thing",
-            "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } },
+            "content": { "application/json": { "schema": { "$ref": errors } } },
         });
         parameters = json!([{ "name": name, "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } }]);
     }
@@ -109,6 +113,14 @@ fn error_schema() -> Value {
             "code": { "type": "string" },
         })) }),
     )
+}
+
+fn anthropic_error_schema() -> Value {
+    let error = object(
+        &["type", "message"],
+        json!({ "type": { "type": "string" }, "message": { "type": "string" } }),
+    );
+    object(&["type", "error"], json!({ "type": { "const": "error" }, "error": error }))
 }
 
 /// An object of an answer, which later versions may add to.

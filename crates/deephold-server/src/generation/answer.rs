@@ -27,6 +27,8 @@ pub(crate) struct Answer {
     /// All ids, the end's included.
     pub(crate) ids: Vec<TokenId>,
     pub(crate) end: Option<End>,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
 }
 
 impl Answer {
@@ -38,5 +40,6 @@ impl Answer {
         self.prompt.extend(delta.prompt.iter().cloned());
         self.ids.extend(&delta.ids);
         self.end = delta.end.or(self.end);
+        self.stop = delta.stop.clone().or_else(|| self.stop.take());
     }
 }

@@ -55,6 +55,8 @@ pub(crate) struct Delta {
     /// All new ids, the end's included.
     pub(crate) ids: Vec<TokenId>,
     pub(crate) end: Option<End>,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
 }
 
 struct Sequence {
@@ -263,7 +265,8 @@ impl Sequence {
         }
         let found = self.stops.push(text);
         self.split(&found.text, delta);
-        found.stop.is_some()
+        delta.stop = found.stop;
+        delta.stop.is_some()
     }
 
     fn split(&mut self, text: &str, delta: &mut Delta) {

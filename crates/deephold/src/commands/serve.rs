@@ -76,6 +76,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         request_time: Duration::from_secs(args.request_time.into()),
         drain_time: Duration::from_secs(args.drain_time.into()),
         admin_socket: Some(state.socket()),
+        secret: Some(state.thinking_secret()?),
         aliases: args.aliases.iter().map(|a| alias(a)).collect::<Result<_>>()?,
         loader: Some(Arc::new(loader)),
         resident: system::resident,

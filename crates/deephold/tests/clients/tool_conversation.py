@@ -1,4 +1,4 @@
-"""A conversation of several turns with tools, where the model itself decides whether to call: BASE_URL KEY MODEL."""
+"""A conversation of several turns with tools, in which each question must be looked up: BASE_URL KEY MODEL."""
 import json
 import sys
 import openai
@@ -36,11 +36,11 @@ def turn(question, streamed):
     """Asks, runs the calls until the model answers in words, and gives those and the names of what was called."""
     messages.append({"role": "user", "content": question})
     called = []
-    for choice in ("auto", "none"):
+    for choice in ("required", "none"):
         if called:
             # With results at hand a model this small would rather call again than read them, unless it is asked to.
             messages.append({"role": "user", "content": "So, what is the answer? One sentence."})
-        ask = dict(model=model, messages=messages, tools=tools, tool_choice=choice, temperature=0, max_tokens=200)
+        ask = dict(model=model, messages=messages, tools=tools, tool_choice=choice, parallel_tool_calls=False, temperature=0, max_tokens=200)
         if streamed:
             with client.chat.completions.stream(**ask) as stream:
                 stream.until_done()

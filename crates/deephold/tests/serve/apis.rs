@@ -6,7 +6,7 @@ use serde_json::{Value, json as object};
 use crate::QUESTION;
 use crate::common::{json, text};
 use crate::service::{Response, Service};
-use crate::{records, replay};
+use crate::{openai_python, records, replay, run_script};
 
 #[test]
 fn deepseeks_paths_and_fields() {
@@ -97,4 +97,31 @@ fn a_hole_in_a_program_is_filled() {
     let filled = answer["choices"][0]["text"].as_str().expect("text");
     assert!(filled.starts_with("a + b"), "{filled}");
     assert_eq!(service.get("/v1/models/coder").json()["capabilities"]["fill_in_the_middle"], true);
+}
+
+/// The official client of Anthropic's API, and a conversation as coding agents hold them.
+#[test]
+fn the_anthropic_package_is_satisfied() {
+    let Some(python) = openai_python() else { return };
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    let smollm =
+        fetched_model("smollm2-135m-instruct.q4_1.gguf").map(|path| format!("smollm={}", text(&path)));
+    let models: Vec<&str> =
+        ["guide", "--tls", "--cache-memory", "512MiB"].into_iter().chain(smollm.as_deref()).collect();
+    let service = Service::start(&state, &models);
+    let authority = dir.join("state/tls/ca.pem");
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/coding_agent.json");
+    for path in ["", "/anthropic"] {
+        let base = format!("https://{}{path}", service.address);
+        run_script(
+            &python,
+            Some(&authority),
+            &["anthropic_client.py", &base, &service.key, "guide", fixture],
+        );
+    }
+    // Its answers are recorded as others are, and can be computed again.
+    let record = records(&state, "request").into_iter().find(|r| r["data"]["endpoint"] == "/v1/messages");
+    let seq = record.expect("a record")["seq"].to_string();
+    assert_eq!(replay(&state, &seq, &[])["same"], true);
 }

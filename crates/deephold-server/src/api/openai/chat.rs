@@ -1,14 +1,9 @@
 //! `POST /v1/chat/completions`.
 
-use std::sync::Arc;
-
 use axum::body::Body;
 use axum::http::Response;
-use deephold_base::TokenId;
-use deephold_engine::Constraint;
-use deephold_grammar::{Guide, Thinking};
 use deephold_state::Role;
-use deephold_tokenizer::{ChatFormat, Dialect, RenderOptions, THINK_OPEN, Tokenizer};
+use deephold_tokenizer::{ChatFormat, Tokenizer};
 use serde_json::{Map, Value};
 
 use super::messages::messages;
@@ -16,10 +11,9 @@ use super::params::{self, Fields};
 use super::tools::{Wanted, wanted};
 use super::write::{CompletionWriter, Kind};
 use crate::answering::{Task, answer};
+use crate::api::conversation::{Asked, Conversation, ThinkingWish, Wishes, format_of};
 use crate::api::error::{ApiError, ApiResult};
-use crate::backends::Hosted;
 use crate::call::Call;
-use crate::generation::{ChatContext, ValidRequest};
 
 /// Fields that other services have and this one does not: refused by name, with what they may hold all the same.
 const NOT_OFFERED: [(&str, &[&str]); 9] = [
@@ -38,8 +32,8 @@ const RESERVED: [&str; 7] =
     ["messages", "tools", "documents", "bos_token", "eos_token", "add_generation_prompt", "strftime_now"];
 
 pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
-    let mut fields = Fields::of_body(params::json(&call.body)?)?;
-    let model = params::model(&call, &mut fields)?;
+    let mut fields = Fields::of_body(call.json()?)?;
+    let model = call.model(&mut fields)?;
     let now = call.app.clock.unix_time().as_secs();
     let asked = ask(&mut fields, &model.tokenizer, model.chat.as_ref(), now)?;
     let streaming = params::streaming(&mut fields)?;
@@ -67,38 +61,11 @@ pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
         fields.only(field, &allowed, "is not offered")?;
     }
     fields.finish()?;
-    let Asked { text, ids, dialect, has_tools, guide, thinking, .. } = asked;
-    let constraint = match &guide {
-        Some((guide, param)) => Some(constraint(&model, guide.clone(), thinking, param).await?),
-        None => None,
-    };
-    let request = ValidRequest {
-        model,
-        prompts: vec![ids],
-        chat: Some(ChatContext { prompt: text, dialect, has_tools, rendered_at: now }),
-        params: sampling,
-        stops,
-        timeout,
-        guide: guide.map(|(guide, _)| (guide, thinking)),
-        priority,
-        cache_salt,
-    };
+    let wishes = Wishes { params: sampling, stops, timeout, priority, cache_salt };
+    let (request, constraint) = asked.into_request(model, wishes).await?;
     let writer = Box::new(CompletionWriter::new(&call, &request, streaming, Kind::Chat));
     let endpoint = "/v1/chat/completions";
     answer(call, Task { endpoint, request, constraint, streaming: streaming.on, writer }).await
-}
-
-/// A grammar's first work can take some time, so it is done where it holds nobody up.
-async fn constraint(
-    model: &Arc<Hosted>,
-    guide: Guide,
-    thinking: Thinking,
-    param: &'static str,
-) -> ApiResult<Box<dyn Constraint>> {
-    let model = Arc::clone(model);
-    let made = tokio::task::spawn_blocking(move || model.constraint(&guide, thinking)).await;
-    let made = made.map_err(|_| ApiError::internal("a grammar failed; this is a defect"))?;
-    made.map_err(|e| ApiError::param(param, format!("cannot be guaranteed: {e}")))
 }
 
 /// `service_tier` as priority. Going before others is for those who run the service.
@@ -115,19 +82,6 @@ fn service_tier(fields: &mut Fields, role: Role) -> ApiResult<i32> {
     }
 }
 
-/// What a body asks a model, and what the answer must be.
-pub(crate) struct Asked {
-    /// The rendered prompt.
-    pub(crate) text: String,
-    pub(crate) ids: Vec<TokenId>,
-    pub(crate) dialect: Dialect,
-    /// Calls are told from text.
-    pub(crate) has_tools: bool,
-    /// With the field that says so.
-    pub(crate) guide: Option<(Guide, &'static str)>,
-    pub(crate) thinking: Thinking,
-}
-
 /// Reads the fields that decide about the prompt and the answer's form. `now` is seconds since 1970, for templates that write the
 /// date.
 pub(crate) fn ask(
@@ -136,40 +90,15 @@ pub(crate) fn ask(
     chat: Option<&ChatFormat>,
     now: u64,
 ) -> ApiResult<Asked> {
-    let format = chat.ok_or_else(|| {
-        let hint = "need a chat template, which this model lacks; use /v1/completions";
-        ApiError::unsupported("messages", hint)
-    })?;
+    let format = format_of(chat)?;
     let (messages, begun) = messages(fields, format.takes_arguments_as_text())?;
     let Wanted { tools, guide } = wanted(fields)?;
-    let can_think = tokenizer.token_to_id(THINK_OPEN).is_some();
-    let thinking = thinking(fields, can_think)?;
-    let has_tools = tools.is_some();
-    let options = RenderOptions {
-        tools,
-        add_generation_prompt: true,
-        thinking: thinking.map(|(on, _)| on),
-        variables: variables(fields)?,
-        unix_seconds: now,
-    };
-    let mut text = format.render(&messages, &options)?;
-    if let Some(begun) = begun {
-        begun.append_to(&mut text);
-    }
-    let begins = match (thinking, Thinking::after_prompt(&text, can_think)) {
-        (Some((false, param)), Thinking::Opened) => {
-            let problem = "cannot be turned off: this model's template always thinks";
-            return Err(ApiError::unsupported(param, problem));
-        }
-        (Some((false, _)), _) => Thinking::Closed,
-        (_, begins) => begins,
-    };
-    let ids = tokenizer.encode(&text)?;
-    Ok(Asked { text, ids, dialect: format.tool_dialect(), has_tools, guide, thinking: begins })
+    let (thinking, variables) = (thinking(fields)?, variables(fields)?);
+    Conversation { messages, begun, tools, guide, thinking, variables }.render(tokenizer, format, now)
 }
 
 /// `reasoning_effort` of OpenAI or `thinking` of DeepSeek: whether the model thinks first, and the field that says so.
-fn thinking(fields: &mut Fields, can_think: bool) -> ApiResult<Option<(bool, &'static str)>> {
+fn thinking(fields: &mut Fields) -> ApiResult<ThinkingWish> {
     let mut wanted = None;
     if let Some(effort) = fields.string("reasoning_effort")? {
         wanted = match effort.as_str() {
@@ -193,12 +122,7 @@ fn thinking(fields: &mut Fields, can_think: bool) -> ApiResult<Option<(bool, &'s
         }
         wanted = Some((on, "thinking"));
     }
-    match wanted {
-        Some((true, param)) if !can_think => {
-            Err(ApiError::unsupported(param, "cannot be turned on: this model has no form for thinking"))
-        }
-        wanted => Ok(wanted),
-    }
+    Ok(wanted)
 }
 
 /// `chat_template_kwargs`, as vLLM's clients send them.

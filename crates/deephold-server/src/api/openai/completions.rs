@@ -21,8 +21,8 @@ const MAX_TOKENS: usize = 16;
 const PROMPTS_MAX: usize = 256;
 
 pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
-    let mut fields = Fields::of_body(params::json(&call.body)?)?;
-    let model = params::model(&call, &mut fields)?;
+    let mut fields = Fields::of_body(call.json()?)?;
+    let model = call.model(&mut fields)?;
     let prompts = prompts(&mut fields, &model.tokenizer)?;
     let streaming = params::streaming(&mut fields)?;
     let mut sampling = params::sampling(&mut fields, &model)?;

@@ -1,37 +1,15 @@
 //! `messages` as templates take them: roles are known, content is text, calls have names and arguments.
 
-use deephold_tokenizer::{THINK_CLOSE, THINK_OPEN};
 use serde_json::{Map, Value, json};
 
 use super::params::Fields;
+use crate::api::conversation::Begun;
 use crate::api::error::{ApiError, ApiResult};
 
 /// Messages of a conversation at most.
 const MESSAGES_MAX: usize = 4096;
 /// Calls of one message at most.
 const CALLS_MAX: usize = 128;
-
-/// An answer that the caller has begun, as DeepSeek's chat prefix completion has it: the model goes on from there.
-pub(super) struct Begun {
-    reasoning: Option<String>,
-    content: String,
-}
-
-impl Begun {
-    /// Puts it behind a prompt that opens the answer.
-    pub(super) fn append_to(&self, prompt: &mut String) {
-        if prompt.trim_end().ends_with(THINK_OPEN) {
-            if let Some(reasoning) = &self.reasoning {
-                prompt.push_str(reasoning);
-            }
-            // Thinking that is given alone goes on; what is said already was thought about.
-            if !self.content.is_empty() {
-                prompt.push_str(THINK_CLOSE);
-            }
-        }
-        prompt.push_str(&self.content);
-    }
-}
 
 /// The list, and the last message apart where it is an answer to go on with; `arguments_as_text` says how the model's template takes the
 /// arguments of calls.

@@ -7,5 +7,5 @@ mod messages;
 pub(crate) mod models;
 mod params;
 pub(crate) mod tokenize;
-mod tools;
+pub(crate) mod tools;
 mod write;

@@ -1,6 +1,5 @@
 //! Fields that chat and plain completions share. What is not taken is refused by name, so no field is ever ignored.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use deephold_base::TokenId;
@@ -11,7 +10,6 @@ pub(super) use crate::api::fields::{Fields, token_ids};
 
 use crate::api::error::{ApiError, ApiResult};
 use crate::backends::Hosted;
-use crate::call::Call;
 use crate::generation::with_seed;
 
 /// Stop strings of a request at most.
@@ -87,24 +85,6 @@ impl Integer {
     pub(super) fn take(&self, fields: &mut Fields) -> ApiResult<Option<i64>> {
         fields.integer(self.name, self.low, self.high)
     }
-}
-
-/// The body as JSON; nesting is bounded by the parser.
-pub(super) fn json(body: &[u8]) -> ApiResult<Value> {
-    serde_json::from_slice(body).map_err(|e| {
-        let message = format!("the body is not valid JSON: {e}");
-        ApiError { code: "invalid_json", ..ApiError::bad_request(message) }
-    })
-}
-
-/// The model that a request names, where its key may use it.
-pub(super) fn model(call: &Call, fields: &mut Fields) -> ApiResult<Arc<Hosted>> {
-    let name = fields.need_string("model")?;
-    let model = call.app.models.find(&name)?;
-    if !call.who()?.may_use(&model.name) {
-        return Err(ApiError::forbidden(format!("this key may not use the model `{}`", model.name)));
-    }
-    Ok(model)
 }
 
 /// How the answer is sent.

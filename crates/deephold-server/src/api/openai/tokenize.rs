@@ -6,14 +6,14 @@ use deephold_base::TokenId;
 use deephold_tokenizer::{Detokenizer, Tokenizer};
 use serde_json::{Value, json};
 
-use super::params::{self, Fields, token_ids};
+use super::params::{Fields, token_ids};
 use crate::api::error::{ApiError, ApiResult, json_response};
 use crate::api::openapi::{Operation, body, object};
 use crate::call::Call;
 
 pub(crate) async fn tokenize(call: Call) -> ApiResult<Response<Body>> {
-    let mut fields = Fields::of_body(params::json(&call.body)?)?;
-    let model = params::model(&call, &mut fields)?;
+    let mut fields = Fields::of_body(call.json()?)?;
+    let model = call.model(&mut fields)?;
     let text = fields.need_string("prompt")?;
     fields.finish()?;
     let ids = model.tokenizer.encode_prompt(&text)?;
@@ -22,8 +22,8 @@ pub(crate) async fn tokenize(call: Call) -> ApiResult<Response<Body>> {
 }
 
 pub(crate) async fn detokenize(call: Call) -> ApiResult<Response<Body>> {
-    let mut fields = Fields::of_body(params::json(&call.body)?)?;
-    let model = params::model(&call, &mut fields)?;
+    let mut fields = Fields::of_body(call.json()?)?;
+    let model = call.model(&mut fields)?;
     let list = fields.array("tokens")?.ok_or_else(|| ApiError::param("tokens", "is missing"))?;
     fields.finish()?;
     let size = model.tokenizer.vocab_size();

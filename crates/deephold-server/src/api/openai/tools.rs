@@ -7,20 +7,19 @@ use super::params::Fields;
 use crate::api::error::{ApiError, ApiResult};
 
 /// Tools of a request at most.
-const TOOLS_MAX: usize = 128;
+pub(crate) const TOOLS_MAX: usize = 128;
 /// Bytes of a function's name at most.
-const NAME_MAX: usize = 64;
+pub(crate) const NAME_MAX: usize = 64;
 
 /// What was asked for.
-#[derive(Default)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     /// The tools as templates take them; none where the model shall not know of any.
-    pub(super) tools: Option<Value>,
+    pub(crate) tools: Option<Value>,
     /// What the answer must be, and the field that says so.
-    pub(super) guide: Option<(Guide, &'static str)>,
+    pub(crate) guide: Option<(Guide, &'static str)>,
 }
 
-enum Choice {
+pub(crate) enum Choice {
     None,
     Auto,
     Required,
@@ -33,7 +32,7 @@ pub(super) fn wanted(fields: &mut Fields) -> ApiResult<Wanted> {
     let choice = choice(fields)?;
     let parallel = fields.bool("parallel_tool_calls")?;
     let format = response_format(fields)?;
-    let (list, mut functions) = match functions {
+    let (list, functions) = match functions {
         None => {
             if parallel.is_some() {
                 return Err(ApiError::param("parallel_tool_calls", "is only for requests with `tools`"));
@@ -45,17 +44,25 @@ pub(super) fn wanted(fields: &mut Fields) -> ApiResult<Wanted> {
         }
         Some(found) => found,
     };
-    let choice = choice.unwrap_or(Choice::Auto);
+    tools_wanted(list, functions, choice.unwrap_or(Choice::Auto), parallel, format, "tool_choice")
+}
+
+/// Tools, which of them may or must be called, and what the answer is otherwise. `param` is the field of the choice.
+pub(crate) fn tools_wanted(
+    list: Value,
+    mut functions: Functions,
+    choice: Choice,
+    parallel: Option<bool>,
+    format: Option<Guide>,
+    param: &'static str,
+) -> ApiResult<Wanted> {
     if matches!(choice, Choice::None) {
         return Ok(Wanted { tools: None, guide: format.map(|f| (f, "response_format")) });
     }
     if let Choice::Named(name) = &choice {
         functions.retain(|(function, _)| function == name);
         if functions.is_empty() {
-            return Err(ApiError::param(
-                "tool_choice",
-                format!("names `{name}`, which is not among `tools`"),
-            ));
+            return Err(ApiError::param(param, format!("names `{name}`, which is not among `tools`")));
         }
     }
     let required = !matches!(choice, Choice::Auto);
@@ -72,7 +79,7 @@ pub(super) fn wanted(fields: &mut Fields) -> ApiResult<Wanted> {
     Ok(Wanted { tools: Some(list), guide: Some((Guide::Tools(guide), "tools")) })
 }
 
-type Functions = Vec<(String, Value)>;
+pub(crate) type Functions = Vec<(String, Value)>;
 
 /// The tools as they came, and each function's name and the schema of its arguments.
 fn functions(fields: &mut Fields) -> ApiResult<Option<(Value, Functions)>> {
@@ -90,14 +97,7 @@ fn functions(fields: &mut Fields) -> ApiResult<Option<(Value, Functions)>> {
             .ok_or_else(|| ApiError::param(format!("tools[{i}].function"), "is missing"))?;
         tool.finish()?;
         let name = function.need_string("name")?;
-        let is_good = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-' || c == '.';
-        if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(is_good) {
-            let problem = format!("must be 1 to {NAME_MAX} letters, digits, `_`, `-` or `.`");
-            return Err(ApiError::param(function.name("name"), problem));
-        }
-        if functions.iter().any(|(other, _)| *other == name) {
-            return Err(ApiError::param(function.name("name"), format!("= `{name}` stands there twice")));
-        }
+        check_name(&name, function.name("name"), &functions)?;
         let mut out = json!({ "name": name });
         if let Some(description) = function.string("description")? {
             out["description"] = description.into();
@@ -115,6 +115,19 @@ fn functions(fields: &mut Fields) -> ApiResult<Option<(Value, Functions)>> {
         functions.push((name, parameters));
     }
     Ok(Some((Value::Array(kept), functions)))
+}
+
+/// A function's name, before it joins the others.
+pub(crate) fn check_name(name: &str, place: String, others: &Functions) -> ApiResult<()> {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-' || c == '.';
+    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(is_good) {
+        let problem = format!("must be 1 to {NAME_MAX} letters, digits, `_`, `-` or `.`");
+        return Err(ApiError::param(place, problem));
+    }
+    if others.iter().any(|(other, _)| other == name) {
+        return Err(ApiError::param(place, format!("= `{name}` stands there twice")));
+    }
+    Ok(())
 }
 
 fn choice(fields: &mut Fields) -> ApiResult<Option<Choice>> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::params::Streaming;
 use crate::answering::Writer;
-use crate::api::error::ApiError;
+use crate::api::error::{ApiError, ErrorStyle};
 use crate::call::Call;
 use crate::generation::{Answer, Delta, TokenDelta, Usage, ValidRequest};
 use crate::record::end_name;
@@ -239,7 +239,7 @@ impl Writer for CompletionWriter {
     }
 
     fn failed(&mut self, error: &ApiError) -> String {
-        data(&error.body())
+        data(&error.body(ErrorStyle::OpenAi))
     }
 
     fn whole(&mut self, answers: &[Answer], usage: Usage) -> Value {
