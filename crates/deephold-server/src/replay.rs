@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::ServerError;
 use crate::api::anthropic;
 use crate::api::fields::{Fields, token_id, token_ids};
-use crate::api::openai::{chat, completions};
+use crate::api::openai::{chat, completions, responses};
 use crate::backends::ModelFacts;
 use crate::record::{guide_json, guide_sha256, ids_sha256};
 
@@ -182,6 +182,7 @@ impl Recorded {
             }
             let asked = match self.endpoint.as_str() {
                 "/v1/messages" => anthropic::ask(&mut fields, tokenizer, chat, self.rendered_at)?,
+                "/v1/responses" => responses::ask(&mut fields, tokenizer, chat, self.rendered_at)?,
                 _ => chat::ask(&mut fields, tokenizer, chat, self.rendered_at)?,
             };
             Ok((vec![asked.ids], asked.guide.map(|(guide, _)| (guide, asked.thinking))))

@@ -71,6 +71,31 @@ if has_template == "yes":
             (streamed,) = stream.get_final_completion().choices[0].message.tool_calls
         fits(streamed.function.arguments)
         assert any(e.type == "tool_calls.function.arguments.done" and e.name == "plan_trip" for e in events)
+    # The same by the Responses API: items, events in order, schemas and calls, and their results in the next request.
+    calm = {} if model == "smollm" else {"reasoning": {"effort": "none"}}
+    respond = lambda **more: client.responses.create(**{"model": model, "input": question[0]["content"], "max_output_tokens": 120, "temperature": 0, "store": False, **calm, **more})
+    said = respond()
+    assert said.status in ("completed", "incomplete") and said.output_text == ask(temperature=0).choices[0].message.content
+    events = list(respond(stream=True))
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    assert (events[0].type, events[-1].type) == ("response.created", f"response.{said.status}")
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == said.output_text == events[-1].response.output_text
+    fits(respond(text={"format": {"type": "json_schema", "name": "trip", "schema": trip, "strict": True}}, temperature=1).output_text)
+    flat = [{"type": "function", "name": "plan_trip", "parameters": trip, "strict": True}]
+    made = respond(tools=flat, tool_choice="required", parallel_tool_calls=False)
+    (item,) = [o for o in made.output if o.type == "function_call"]
+    fits(item.arguments)
+    with client.responses.stream(model=model, input="Plan it.", max_output_tokens=120, tools=flat, tool_choice="required", parallel_tool_calls=False, store=False, **calm) as stream:
+        final = [e for e in stream][-1].response
+    fits([o for o in final.output if o.type == "function_call"][0].arguments)
+    turn = [{"role": "user", "content": "Plan it."}] + [o.model_dump(exclude_none=True) for o in made.output] + [{"type": "function_call_output", "call_id": item.call_id, "output": "booked"}]
+    assert respond(input=turn, tools=flat).status in ("completed", "incomplete")
+    for more, param in [({"previous_response_id": "resp_1"}, "previous_response_id"), ({"store": True}, "store"), ({"truncation": "auto"}, "truncation")]:
+        try:
+            respond(**more)
+            raise SystemExit(f"{param} was taken")
+        except openai.BadRequestError as e:
+            assert e.param == param, e
     # The conversation goes on with the call's result; asynchronously as well.
     turns = question + [answer.message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "booked"}]
     assert ask(messages=turns, tools=tools).choices[0].finish_reason in ("stop", "length", "tool_calls")

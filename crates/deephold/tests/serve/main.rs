@@ -641,7 +641,7 @@ fn the_description_of_the_api_holds() {
     let dir = TempDir::new("serve");
     let service = Service::start(&dir.join("state"), &["--context", "128"]);
     let base = format!("http://{}", service.address);
-    run_script(&python, None, &["api.py", &base, &service.key, "guide", "40", "7"]);
+    run_script(&python, None, &["api.py", &base, &service.key, "guide", "25", "7"]);
 }
 
 /// A really trained model, within schemas in the style of public ones. `cargo xtask prove schemas` takes all of them.

@@ -69,7 +69,7 @@ pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
 }
 
 /// `service_tier` as priority. Going before others is for those who run the service.
-fn service_tier(fields: &mut Fields, role: Role) -> ApiResult<i32> {
+pub(super) fn service_tier(fields: &mut Fields, role: Role) -> ApiResult<i32> {
     match fields.string("service_tier")?.as_deref() {
         None | Some("auto" | "default") => Ok(0),
         Some("flex") => Ok(-1),

@@ -6,6 +6,7 @@ pub(crate) mod describe;
 mod messages;
 pub(crate) mod models;
 mod params;
+pub(crate) mod responses;
 pub(crate) mod tokenize;
 pub(crate) mod tools;
 mod write;
