@@ -69,7 +69,7 @@ fn operation(route: &Route) -> Value {
         refusals.extend([
             ("400", "A field is wrong; `param` names it"),
             ("404", "There is no such model"),
-            ("408", "The body did not come in time"),
+            ("408", "The body did not come in time, or the time for the request was up"),
             ("413", "The body is too large"),
             ("500", "A defect; the server's log says more"),
         ]);

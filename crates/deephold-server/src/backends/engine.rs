@@ -61,6 +61,8 @@ pub(crate) struct Hosted {
     pub(crate) defaults: SamplingParams,
     pub(crate) facts: ModelFacts,
     pub(crate) max_model_len: usize,
+    /// H: the length of its vectors.
+    pub(crate) hidden_size: usize,
     pub(crate) max_waiting: usize,
     pub(crate) created_s: u64,
     /// A real forward pass has been done.
@@ -76,6 +78,7 @@ impl Hosted {
     ) -> Result<Self, ServerError> {
         let (max_model_len, max_waiting) =
             (model.core.config().max_model_len, model.core.config().max_waiting);
+        let hidden_size = model.core.model().info().hidden_size;
         let seen = Arc::clone(metrics);
         let name = model.name.clone();
         let observer = Box::new(move |step: &StepOutput| seen.step(&name, step));
@@ -91,6 +94,7 @@ impl Hosted {
             defaults: model.defaults,
             facts,
             max_model_len,
+            hidden_size,
             max_waiting,
             created_s,
             is_warm: AtomicBool::new(false),

@@ -3,7 +3,9 @@
 mod answer;
 mod request;
 mod stream;
+mod vectors;
 
 pub(crate) use answer::{Answer, Usage};
 pub(crate) use request::{ChatContext, ValidRequest};
 pub(crate) use stream::{Delta, End, Generation, TokenDelta, with_seed};
+pub(crate) use vectors::embed;

@@ -28,6 +28,15 @@ for scored in (c.logprobs for c in both.choices):
     assert scored.token_logprobs[0] is None and all(lp <= 0 for lp in scored.token_logprobs[1:])
     assert len(scored.tokens) == len(scored.top_logprobs) == len(scored.text_offset)
 
+# Vectors: of length 1, the same as base64 (which the package asks for by itself) and as floats, alone and beside others.
+texts = ["A cat sits on the mat.", "The cat is on a mat.", "Interest rates rose."]
+vectors = [d.embedding for d in client.embeddings.create(model=model, input=texts).data]
+dot = lambda a, b: sum(x * y for x, y in zip(a, b))
+assert all(abs(dot(v, v) - 1) < 1e-5 for v in vectors) and dot(vectors[0], vectors[1]) > dot(vectors[0], vectors[2])
+assert client.embeddings.create(model=model, input=texts[2], encoding_format="float").data[0].embedding == vectors[2]
+short = client.embeddings.create(model=model, input=[texts[0]], dimensions=16)
+assert len(short.data[0].embedding) == 16 and short.usage.prompt_tokens > 0
+
 if has_template == "yes":
     chat = lambda **more: client.chat.completions.create(model=model, messages=question, max_tokens=16, **more)
     whole = chat(temperature=0, logprobs=True, top_logprobs=3)

@@ -3,6 +3,7 @@
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod describe;
+pub(crate) mod embeddings;
 mod messages;
 pub(crate) mod models;
 mod params;

@@ -1,0 +1,71 @@
+//! One vector a prompt.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use deephold_engine::{Delivery, EngineError, FinishReason, Pooling, Request, RequestId, RequestOutput};
+use tokio::sync::mpsc;
+
+use super::ValidRequest;
+use crate::api::error::{ApiError, ApiResult};
+use crate::backends::Hosted;
+
+/// Ends the work of what was accepted when nobody waits for it any more.
+struct Pending {
+    model: Arc<Hosted>,
+    ids: Vec<RequestId>,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.ids.iter().for_each(|id| self.model.engine.abort(*id));
+    }
+}
+
+/// The mean of each prompt's hidden states, in the order of the prompts.
+pub(crate) async fn embed(request: &ValidRequest, tenant: Arc<str>) -> ApiResult<Vec<Vec<f32>>> {
+    let model = Arc::clone(&request.model);
+    let deadline = model.engine.now().saturating_add(request.timeout);
+    let mut pending = Pending { model: Arc::clone(&model), ids: Vec::new() };
+    let (sender, mut outputs) = mpsc::unbounded_channel();
+    for (number, prompt) in request.prompts.iter().enumerate() {
+        let id = model.next_id();
+        let mut engine_request = Request::new(id, prompt.clone(), request.params.clone());
+        engine_request.tenant = Arc::clone(&tenant);
+        engine_request.deadline = Some(deadline);
+        engine_request.pooling = Some(Pooling::Mean);
+        let (done, refused) = (sender.clone(), sender.clone());
+        let sink = Box::new(move |output: RequestOutput| match done.send((number, Ok(output))) {
+            Ok(()) => Delivery::Ready,
+            Err(_) => Delivery::Closed,
+        });
+        let accepted = Box::new(move |result: Result<(), EngineError>| {
+            if let Err(e) = result {
+                let _ = refused.send((number, Err(e)));
+            }
+        });
+        model.engine.submit_with(engine_request, sink, accepted)?;
+        pending.ids.push(RequestId(id));
+    }
+    drop(sender);
+    let mut vectors = vec![Vec::new(); request.prompts.len()];
+    while let Some((number, output)) = outputs.recv().await {
+        let output = output?;
+        match (output.embedding, output.finish_reason) {
+            (Some(vector), _) => vectors[number] = vector,
+            (None, Some(FinishReason::Deadline)) => {
+                let message = "the time for this request was up";
+                return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", message));
+            }
+            (None, _) => {
+                let message = output.message.unwrap_or_else(|| "the engine ended the request".to_owned());
+                tracing::error!(model = model.name, message, "a request failed in the engine");
+                return Err(ApiError::internal(message));
+            }
+        }
+    }
+    if vectors.iter().any(Vec::is_empty) {
+        return Err(ApiError::internal("the engine ended without a word"));
+    }
+    Ok(vectors)
+}
