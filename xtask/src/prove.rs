@@ -13,10 +13,16 @@ use anyhow::{Context, Result, bail};
 type Proof = (&'static str, &'static str, fn(&Path) -> Result<()>);
 
 /// What there is to prove.
-const PROOFS: [Proof; 3] = [
+const PROOFS: [Proof; 5] = [
     ("api", "the service is as it describes itself: thousands of requests by schemathesis", api),
     ("schemas", "answers of SmolLM2 fit 40 schemas, as text and as calls: 240 answers", schemas),
     ("tools", "a conversation with tools, as Qwen2.5-Coder 0.5B holds it", tools),
+    (
+        "clients",
+        "LangChain, LiteLLM and the Vercel AI SDK, each with a streamed conversation with a tool",
+        clients,
+    ),
+    ("harness", "lm-eval's log-likelihoods are the engine's", harness),
 ];
 
 /// Runs one proof, or lists them.
@@ -52,6 +58,33 @@ fn tools(root: &Path) -> Result<()> {
     let model = fetched("qwen2.5-coder-0.5b-instruct.q4_k_m.gguf")?;
     let service = Service::start(root, &[&model, "--cache-memory", "1GiB"])?;
     service.drive(root, "tool_conversation.py", &format!("{}/v1", service.base), &["model"])
+}
+
+/// With a Python that has `langchain-openai` and `litellm`, and a folder where npm installed `ai` and `@ai-sdk/openai-compatible`.
+fn clients(root: &Path) -> Result<()> {
+    let variable = |name: &str| std::env::var_os(name).with_context(|| format!("{name} is not set"));
+    let (python, node) = (variable("DEEPHOLD_FRAMEWORKS_PYTHON")?, variable("DEEPHOLD_FRAMEWORKS_NODE")?);
+    let service = Service::start(root, &[])?;
+    let base = format!("{}/v1", service.base);
+    let script = |name: &str| root.join("crates/deephold/tests/clients").join(name);
+    checked(Command::new(python).arg(script("frameworks.py")).args([&base, &service.key, "guide"]))?;
+    checked(Command::new("node").arg(script("ai_sdk.mjs")).arg(node).args([&base, &service.key, "guide"]))
+}
+
+/// With the same Python, which has `lm-eval[api]`, `transformers` and `openai` as well.
+fn harness(root: &Path) -> Result<()> {
+    let python =
+        std::env::var_os("DEEPHOLD_FRAMEWORKS_PYTHON").context("DEEPHOLD_FRAMEWORKS_PYTHON is not set")?;
+    let service = Service::start(root, &[])?;
+    let base = format!("{}/v1", service.base);
+    let script = root.join("crates/deephold/tests/clients/harness.py");
+    let guide = root.join("crates/deephold/guide");
+    checked(Command::new(python).arg(script).args([&base, &service.key, "guide"]).arg(guide))
+}
+
+fn checked(command: &mut Command) -> Result<()> {
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { bail!("not proved: {status}") }
 }
 
 /// A fetched model, as `serve` takes it under the name `model`.
@@ -100,8 +133,7 @@ impl Service {
     fn drive(&self, root: &Path, script: &str, base: &str, more: &[&str]) -> Result<()> {
         let python = std::env::var_os("DEEPHOLD_OPENAI_PYTHON").unwrap_or_else(|| "python3".into());
         let script = root.join("crates/deephold/tests/clients").join(script);
-        let status = Command::new(python).arg(script).args([base, &self.key]).args(more).status()?;
-        if status.success() { Ok(()) } else { bail!("not proved: {status}") }
+        checked(Command::new(python).arg(script).args([base, &self.key]).args(more))
     }
 }
 

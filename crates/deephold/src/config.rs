@@ -362,7 +362,10 @@ pub(crate) fn serve(matches: &ArgMatches) -> Result<(ServeArgs, Settings)> {
     let config = matches.get_one::<PathBuf>("config").map(PathBuf::as_path);
     let names = std::env::vars_os().map(|(k, _)| k.to_string_lossy().into_owned());
     let settings = Settings::resolve(config, Some(matches), &of_process, names)?;
-    Ok((settings.args()?, settings))
+    let mut args = settings.args()?;
+    // Whoever asks for the state folder looks into the same file.
+    args.state.config = config.map(Path::to_owned);
+    Ok((args, settings))
 }
 
 /// The state folder that the file or the environment names.

@@ -154,6 +154,8 @@ async fn constraint(
     thinking: Thinking,
     param: &'static str,
 ) -> ApiResult<Box<dyn Constraint>> {
+    // The semaphore is never closed.
+    let _place = model.compiling.acquire().await;
     let model = Arc::clone(model);
     let made = tokio::task::spawn_blocking(move || model.constraint(&guide, thinking)).await;
     let made = made.map_err(|_| ApiError::internal("a grammar failed; this is a defect"))?;

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use deephold_engine::{Constraint, EngineCore, EngineHandle, SamplingParams, StepOutput};
 use deephold_grammar::{GrammarEngine, Guide, Thinking};
 use deephold_tokenizer::{ChatFormat, Dialect, Tokenizer};
+use tokio::sync::Semaphore;
 
 use crate::ServerError;
 use crate::metrics::Metrics;
@@ -50,6 +51,9 @@ pub struct ModelFacts {
     pub context: usize,
 }
 
+/// Grammars that are compiled at the same time, for each model.
+const COMPILING_MAX: usize = 2;
+
 /// A model that answers.
 pub(crate) struct Hosted {
     pub(crate) name: String,
@@ -58,6 +62,8 @@ pub(crate) struct Hosted {
     pub(crate) chat: Option<ChatFormat>,
     /// Made when a request first needs it: a vocabulary takes half a second.
     grammars: OnceLock<Result<GrammarEngine, String>>,
+    /// Who may compile a grammar now: hostile ones take seconds, and answers need the processors too.
+    pub(crate) compiling: Semaphore,
     pub(crate) defaults: SamplingParams,
     pub(crate) facts: ModelFacts,
     pub(crate) max_model_len: usize,
@@ -91,6 +97,7 @@ impl Hosted {
             tokenizer: Arc::new(model.tokenizer),
             chat: model.chat,
             grammars: OnceLock::new(),
+            compiling: Semaphore::new(COMPILING_MAX),
             defaults: model.defaults,
             facts,
             max_model_len,

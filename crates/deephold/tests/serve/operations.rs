@@ -60,6 +60,15 @@ fn settings_come_from_a_file_the_environment_and_flags() {
     let line = shown.lines().find(|l| l.starts_with("max_seqs")).expect("a line");
     assert!(line.starts_with("max_seqs = 3 ") && line.ends_with("deephold.toml line 4"), "{line}");
     assert!(deephold(&["config", "reference"]).out.contains("DEEPHOLD_MAX_SEQS"));
+    // The file that is named is the only one: another in the current folder says nothing, not even where the state is.
+    let (elsewhere, named) = (dir.join("elsewhere"), dir.join("named.toml"));
+    std::fs::create_dir(&elsewhere).expect("a folder");
+    std::fs::write(elsewhere.join("deephold.toml"), "state = \"wrong\"\n").expect("a file");
+    std::fs::write(&named, "max_seqs = 2\n").expect("a file");
+    let mut command = program();
+    command.current_dir(&elsewhere).env("XDG_STATE_HOME", dir.join("home")).stderr(Stdio::null());
+    drop(Service::start_with(command, &["--config", text(&named)]));
+    assert!(dir.join("home/deephold/state.db").exists() && !elsewhere.join("wrong").exists());
     std::fs::write(config, "bnd = \"x\"\n").expect("a file");
     for command in [
         &["config", "check", "--config", config][..],
