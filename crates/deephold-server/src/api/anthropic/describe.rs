@@ -39,10 +39,10 @@ fn properties() -> Map<String, Value> {
     };
     let schema = json!({ "type": "object", "description": "A JSON schema of the input" });
     let tool = body(
-        &["name", "input_schema"],
+        &["name"],
         json!({
             "type": { "const": "custom" }, "name": { "type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,64}$" },
-            "description": text(), "input_schema": schema, "cache_control": { "type": "object" },
+            "description": text(), "input_schema": schema, "strict": { "type": "boolean" }, "cache_control": { "type": "object" },
         }),
     );
     let flag = json!({ "type": "boolean" });

@@ -9,7 +9,7 @@ use super::signature;
 use crate::api::conversation::{Begun, Conversation, ThinkingWish};
 use crate::api::error::{ApiError, ApiResult};
 use crate::api::fields::Fields;
-use crate::api::openai::tools::{Choice, Functions, TOOLS_MAX, Wanted, check_name, tools_wanted};
+use crate::api::openai::tools::{Choice, TOOLS_MAX, ToolList, Wanted, tools_wanted};
 
 /// Messages of a conversation at most.
 const MESSAGES_MAX: usize = 4096;
@@ -275,29 +275,16 @@ fn tools(fields: &mut Fields, form: Option<Guide>) -> ApiResult<Wanted> {
             format!("has {} entries; at most {TOOLS_MAX} are taken", list.len()),
         ));
     }
-    let (mut kept, mut functions) = (Vec::with_capacity(list.len()), Functions::new());
+    let mut tools = ToolList::default();
     for (i, tool) in list.into_iter().enumerate() {
         let mut tool = Fields::of(tool, format!("tools[{i}]"))?;
         tool.only("type", &[json!("custom")], "must be `custom`; this server runs no tools of its own")?;
-        let name = tool.need_string("name")?;
-        check_name(&name, tool.name("name"), &functions)?;
-        let mut out = json!({ "name": name });
-        if let Some(description) = tool.string("description")? {
-            out["description"] = description.into();
-        }
-        let place = tool.name("input_schema");
-        let schema = match tool.take("input_schema") {
-            Some(schema @ Value::Object(_)) => schema,
-            Some(_) => return Err(ApiError::param(place, "must be a JSON schema")),
-            None => return Err(ApiError::param(place, "is missing")),
-        };
+        tools.add(&mut tool, "input_schema")?;
         finish(tool)?;
-        out["parameters"] = schema.clone();
-        kept.push(json!({ "type": "function", "function": out }));
-        functions.push((name, schema));
     }
+    let (kept, functions) = (Value::Array(tools.list), tools.functions);
     let (choice, alone) = choice.unwrap_or((Choice::Auto, false));
-    tools_wanted(kept.into(), functions, choice, Some(!alone), form, "tool_choice")
+    tools_wanted(kept, functions, choice, Some(!alone), form, "tool_choice")
 }
 
 /// The choice, and whether calls come one at a time.

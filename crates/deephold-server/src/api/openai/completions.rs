@@ -2,11 +2,10 @@
 
 use axum::body::Body;
 use axum::http::Response;
-use deephold_base::TokenId;
 use deephold_tokenizer::Tokenizer;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::params::{self, Fields, token_ids};
+use super::params::{self, Fields, Prompt};
 use super::tokenize::text_of;
 use super::write::{CompletionWriter, Kind};
 use crate::answering::{Task, answer};
@@ -50,7 +49,7 @@ pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
     let cache_salt = params::cache_salt(&mut fields)?;
     fields.only("best_of", &[json!(1), json!(sampling.n)], "is only offered as 1 or `n`")?;
     fields.finish()?;
-    let echoed = echo.then(|| prompts.iter().map(|p| p.text(&model.tokenizer)).collect());
+    let echoed = echo.then(|| prompts.iter().map(|p| text_of_prompt(p, &model.tokenizer)).collect());
     let prompts = prompts.into_iter().map(|p| p.ids).collect();
     let request = ValidRequest {
         model,
@@ -68,17 +67,9 @@ pub(crate) async fn completions(call: Call) -> ApiResult<Response<Body>> {
     answer(call, Task { endpoint, request, constraint: None, streaming: streaming.on, writer }).await
 }
 
-/// One of the prompts of a request.
-pub(crate) struct Prompt {
-    pub(crate) ids: Vec<TokenId>,
-    /// As it was given, where it was no list of ids.
-    text: Option<String>,
-}
-
-impl Prompt {
-    fn text(&self, tokenizer: &Tokenizer) -> String {
-        self.text.clone().unwrap_or_else(|| text_of(tokenizer, &self.ids))
-    }
+/// As it was given, or what its ids spell.
+fn text_of_prompt(prompt: &Prompt, tokenizer: &Tokenizer) -> String {
+    prompt.text.clone().unwrap_or_else(|| text_of(tokenizer, &prompt.ids))
 }
 
 /// `prompt`: a text, ids, or a list of texts or of lists of ids.
@@ -95,21 +86,5 @@ pub(crate) fn prompts(fields: &mut Fields, tokenizer: &Tokenizer) -> ApiResult<V
         })?;
         return Ok(vec![Prompt { ids, text: Some(prefix.to_owned()) }]);
     }
-    let wrong = || ApiError::param("prompt", "must be a text, a list of token ids, or a list of either");
-    let one = |value: Value| match value {
-        Value::String(text) => Ok(Prompt { ids: tokenizer.encode_prompt(&text)?, text: Some(text) }),
-        Value::Array(ids) => Ok(Prompt { ids: token_ids(&ids).ok_or_else(wrong)?, text: None }),
-        _ => Err(wrong()),
-    };
-    match fields.take("prompt") {
-        Some(Value::Array(list)) if list.first().is_some_and(|v| !v.is_number()) => {
-            if list.len() > PROMPTS_MAX {
-                let message = format!("has {} entries; at most {PROMPTS_MAX} are taken", list.len());
-                return Err(ApiError::param("prompt", message));
-            }
-            list.into_iter().map(one).collect()
-        }
-        Some(value) => Ok(vec![one(value)?]),
-        None => Err(ApiError::param("prompt", "is missing")),
-    }
+    params::prompts(fields, "prompt", PROMPTS_MAX, tokenizer)
 }

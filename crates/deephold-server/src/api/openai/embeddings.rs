@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use deephold_base::TokenId;
 use serde_json::{Value, json};
 
-use super::params::{self, Fields, token_ids};
+use super::params::{self, Fields};
 use crate::admission::{Outcome, Permit, recordable};
 use crate::api::error::{ApiError, ApiResult, json_response};
 use crate::api::openapi::{Operation, body, object};
@@ -21,7 +21,11 @@ const ENDPOINT: &str = "/v1/embeddings";
 pub(crate) async fn embeddings(call: Call) -> ApiResult<Response<Body>> {
     let mut fields = Fields::of_body(call.json()?)?;
     let model = call.model(&mut fields)?;
-    let prompts = inputs(&mut fields, &model.tokenizer)?;
+    let prompts = params::prompts(&mut fields, "input", INPUTS_MAX, &model.tokenizer)?;
+    if prompts.iter().any(|p| p.ids.is_empty() || p.text.as_deref() == Some("")) {
+        return Err(ApiError::param("input", "must not be empty"));
+    }
+    let prompts: Vec<Vec<TokenId>> = prompts.into_iter().map(|p| p.ids).collect();
     let as_base64 = match fields.string("encoding_format")?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -81,28 +85,6 @@ fn unit(vector: &[f32]) -> Vec<f32> {
     let length = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
     vector.iter().map(|x| (f64::from(*x) * scale) as f32).collect()
-}
-
-/// `input`: a text, ids, or a list of texts or of lists of ids.
-fn inputs(fields: &mut Fields, tokenizer: &deephold_tokenizer::Tokenizer) -> ApiResult<Vec<Vec<TokenId>>> {
-    let wrong = || ApiError::param("input", "must be a text, a list of token ids, or a list of either");
-    let one = |value: Value| match value {
-        Value::String(text) if text.is_empty() => Err(ApiError::param("input", "must not be empty")),
-        Value::String(text) => Ok(tokenizer.encode_prompt(&text)?),
-        Value::Array(ids) => token_ids(&ids).filter(|ids| !ids.is_empty()).ok_or_else(wrong),
-        _ => Err(wrong()),
-    };
-    match fields.take("input") {
-        Some(Value::Array(list)) if list.first().is_some_and(|v| !v.is_number()) => {
-            if list.len() > INPUTS_MAX {
-                let message = format!("has {} entries; at most {INPUTS_MAX} are taken", list.len());
-                return Err(ApiError::param("input", message));
-            }
-            list.into_iter().map(one).collect()
-        }
-        Some(value) => Ok(vec![one(value)?]),
-        None => Err(ApiError::param("input", "is missing")),
-    }
 }
 
 pub(crate) fn describe() -> Operation {

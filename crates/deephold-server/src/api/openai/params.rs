@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use deephold_base::TokenId;
 use deephold_engine::SamplingParams;
+use deephold_tokenizer::Tokenizer;
 use serde_json::Value;
 
 pub(super) use crate::api::fields::{Fields, token_ids};
@@ -188,4 +189,39 @@ pub(super) fn cache_salt(fields: &mut Fields) -> ApiResult<Vec<u8>> {
         return Err(ApiError::param("user_id", format!("must have at most {LONGEST} bytes")));
     }
     Ok(user.into_bytes())
+}
+
+/// A prompt that is no conversation.
+pub(crate) struct Prompt {
+    pub(crate) ids: Vec<TokenId>,
+    /// As it was given, where it was no list of ids.
+    pub(super) text: Option<String>,
+}
+
+/// A text, ids, or a list of texts or of lists of ids, at most `most` of them.
+pub(super) fn prompts(
+    fields: &mut Fields,
+    field: &str,
+    most: usize,
+    tokenizer: &Tokenizer,
+) -> ApiResult<Vec<Prompt>> {
+    let wrong = || ApiError::param(field, "must be a text, a list of token ids, or a list of either");
+    let one = |value: Value| match value {
+        Value::String(text) => Ok(Prompt { ids: tokenizer.encode_prompt(&text)?, text: Some(text) }),
+        Value::Array(ids) => Ok(Prompt { ids: token_ids(&ids).ok_or_else(wrong)?, text: None }),
+        _ => Err(wrong()),
+    };
+    match fields.take(field) {
+        Some(Value::Array(list)) if list.first().is_some_and(|v| !v.is_number()) => {
+            if list.len() > most {
+                return Err(ApiError::param(
+                    field,
+                    format!("has {} entries; at most {most} are taken", list.len()),
+                ));
+            }
+            list.into_iter().map(one).collect()
+        }
+        Some(value) => Ok(vec![one(value)?]),
+        None => Err(ApiError::param(field, "is missing")),
+    }
 }

@@ -9,7 +9,7 @@ use crate::api::error::{ApiError, ApiResult};
 /// Tools of a request at most.
 pub(crate) const TOOLS_MAX: usize = 128;
 /// Bytes of a function's name at most.
-pub(crate) const NAME_MAX: usize = 64;
+const NAME_MAX: usize = 64;
 
 /// What was asked for.
 pub(crate) struct Wanted {
@@ -88,7 +88,7 @@ fn functions(fields: &mut Fields) -> ApiResult<Option<(Value, Functions)>> {
         let problem = format!("has {} entries; 1 to {TOOLS_MAX} are taken", list.len());
         return Err(ApiError::param("tools", problem));
     }
-    let (mut kept, mut functions) = (Vec::with_capacity(list.len()), Functions::new());
+    let mut tools = ToolList::default();
     for (i, tool) in list.into_iter().enumerate() {
         let mut tool = Fields::of(tool, format!("tools[{i}]"))?;
         tool.only("type", &[json!("function")], "must be `function`; this server runs no tools of its own")?;
@@ -96,29 +96,46 @@ fn functions(fields: &mut Fields) -> ApiResult<Option<(Value, Functions)>> {
             .object("function")?
             .ok_or_else(|| ApiError::param(format!("tools[{i}].function"), "is missing"))?;
         tool.finish()?;
+        tools.add(&mut function, "parameters")?;
+        function.finish()?;
+    }
+    Ok(Some((tools.list.into(), tools.functions)))
+}
+
+/// Tools as they are read, one after the other.
+#[derive(Default)]
+pub(crate) struct ToolList {
+    /// As templates take them.
+    pub(crate) list: Vec<Value>,
+    pub(crate) functions: Functions,
+}
+
+impl ToolList {
+    /// Reads a function's name, description and the schema of its arguments, which each API calls otherwise.
+    pub(crate) fn add(&mut self, function: &mut Fields, schema_field: &str) -> ApiResult<()> {
         let name = function.need_string("name")?;
-        check_name(&name, function.name("name"), &functions)?;
+        check_name(&name, function.name("name"), &self.functions)?;
         let mut out = json!({ "name": name });
         if let Some(description) = function.string("description")? {
             out["description"] = description.into();
         }
-        let parameters = match function.take("parameters") {
+        let place = function.name(schema_field);
+        let schema = match function.take(schema_field) {
             None => json!({ "type": "object", "properties": {} }),
             Some(schema @ Value::Object(_)) => schema,
-            Some(_) => return Err(ApiError::param(function.name("parameters"), "must be a JSON schema")),
+            Some(_) => return Err(ApiError::param(place, "must be a JSON schema")),
         };
         // Calls fit the schema in any case.
         function.bool("strict")?;
-        function.finish()?;
-        out["parameters"] = parameters.clone();
-        kept.push(json!({ "type": "function", "function": out }));
-        functions.push((name, parameters));
+        out["parameters"] = schema.clone();
+        self.list.push(json!({ "type": "function", "function": out }));
+        self.functions.push((name, schema));
+        Ok(())
     }
-    Ok(Some((Value::Array(kept), functions)))
 }
 
 /// A function's name, before it joins the others.
-pub(crate) fn check_name(name: &str, place: String, others: &Functions) -> ApiResult<()> {
+fn check_name(name: &str, place: String, others: &Functions) -> ApiResult<()> {
     let is_good = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-' || c == '.';
     if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(is_good) {
         let problem = format!("must be 1 to {NAME_MAX} letters, digits, `_`, `-` or `.`");

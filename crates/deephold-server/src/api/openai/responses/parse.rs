@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::api::conversation::{Conversation, ThinkingWish};
 use crate::api::error::{ApiError, ApiResult};
 use crate::api::fields::Fields;
-use crate::api::openai::tools::{Choice, Functions, TOOLS_MAX, Wanted, check_name, tools_wanted};
+use crate::api::openai::tools::{Choice, TOOLS_MAX, ToolList, Wanted, tools_wanted};
 
 /// Items of a conversation at most.
 const ITEMS_MAX: usize = 4096;
@@ -219,30 +219,16 @@ fn tools(fields: &mut Fields, parallel: Option<bool>, form: Option<Guide>) -> Ap
         ));
     }
     let echoed = Value::Array(list.clone());
-    let (mut kept, mut functions) = (Vec::with_capacity(list.len()), Functions::new());
+    let mut tools = ToolList::default();
     for (i, tool) in list.into_iter().enumerate() {
         let mut tool = Fields::of(tool, format!("tools[{i}]"))?;
         tool.only("type", &[json!("function")], "must be `function`; this server runs no tools of its own")?;
-        let name = tool.need_string("name")?;
-        check_name(&name, tool.name("name"), &functions)?;
-        let mut out = json!({ "name": name });
-        if let Some(description) = tool.string("description")? {
-            out["description"] = description.into();
-        }
-        tool.bool("strict")?;
-        let place = tool.name("parameters");
-        let schema = match tool.take("parameters") {
-            None => json!({ "type": "object", "properties": {} }),
-            Some(schema @ Value::Object(_)) => schema,
-            Some(_) => return Err(ApiError::param(place, "must be a JSON schema")),
-        };
+        tools.add(&mut tool, "parameters")?;
         tool.finish()?;
-        out["parameters"] = schema.clone();
-        kept.push(json!({ "type": "function", "function": out }));
-        functions.push((name, schema));
     }
+    let (kept, functions) = (Value::Array(tools.list), tools.functions);
     let wanted =
-        tools_wanted(kept.into(), functions, choice.unwrap_or(Choice::Auto), parallel, form, "tool_choice")?;
+        tools_wanted(kept, functions, choice.unwrap_or(Choice::Auto), parallel, form, "tool_choice")?;
     Ok((wanted, echoed))
 }
 
