@@ -234,6 +234,31 @@ fn an_answer_is_a_call_or_fits_the_schema() {
     assert!(calls > 0 && values > 0, "{calls} calls, {values} values");
 }
 
+/// Grammars that would be enormous once written out: refused or followed, but soon.
+#[test]
+fn bombs_do_not_go_off() {
+    let (_, engine) = engine(Dialect::Plain);
+    let doubling: String = (0..60).map(|i| format!("a{i}: a{} a{}\n", i + 1, i + 1)).collect::<String>()
+        + "a60: \"x\"\nstart: a0\n";
+    let wide =
+        format!("start: {}\n", (0..20_000).map(|i| format!("\"w{i}\"")).collect::<Vec<_>>().join(" | "));
+    for lark in [
+        doubling,
+        wide,
+        "start: /a{1,100000}/\n".to_owned(),
+        "start: /((((a{1,50}){1,50}){1,50}){1,50}){1,50}/\n".to_owned(),
+        "start: a\na: a a | \"x\"\n".to_owned(),
+        format!("start: {}\"x\"{}\n", "(".repeat(5000), ")".repeat(5000)),
+    ] {
+        let start = std::time::Instant::now();
+        let shown: String = lark.chars().take(40).collect();
+        if let Ok(mut constraint) = engine.constraint(&Guide::Lark(lark), Thinking::Closed) {
+            let _ = constraint.allowed();
+        }
+        assert!(start.elapsed().as_secs() < 30, "{shown} took {:?}", start.elapsed());
+    }
+}
+
 /// A schema cannot turn the grammar engine's checks off, nor its bounds on space.
 #[test]
 fn options_in_a_schema_do_not_hold() {

@@ -36,7 +36,8 @@ impl GuideArgs {
         let Some(path) = &self.tools else { return Ok(None) };
         let (tools, mut functions) = tools(path)?;
         let choice = self.tool_choice.as_deref().unwrap_or("auto");
-        if !["auto", "required"].contains(&choice) {
+        let is_named = !["auto", "required"].contains(&choice);
+        if is_named {
             functions.retain(|(name, _)| name == choice);
             if functions.is_empty() {
                 return Err(invalid(format!(
@@ -46,7 +47,7 @@ impl GuideArgs {
             }
         }
         let required = choice != "auto";
-        let guide = ToolGuide { functions, required, parallel: true, otherwise: None };
+        let guide = ToolGuide { functions, required, parallel: !is_named, otherwise: None };
         Ok(Some(Wanted { guide: Guide::Tools(guide), tools: Some(tools) }))
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         }
         print_json(&out)?;
     } else if let Some(parsed) = &parsed {
-        if !parsed.content.is_empty() {
+        if !parsed.content.trim().is_empty() {
             println!("{}", parsed.content);
         }
         calls(parsed).iter().for_each(|call| println!("{call}"));
