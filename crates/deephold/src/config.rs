@@ -71,15 +71,23 @@ fn of_process(name: &str) -> Option<String> {
     std::env::var_os(name).map(|v| v.to_string_lossy().into_owned()).filter(|v| !v.is_empty())
 }
 
+/// The names of this process's variables.
+fn process_names() -> impl Iterator<Item = String> {
+    std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned())
+}
+
+/// A setting's default; none where nothing stands for it.
+fn default_of(arg: &Arg) -> Vec<String> {
+    if is_switch(arg) {
+        return vec!["false".to_owned()];
+    }
+    arg.get_default_values().iter().map(|v| v.to_string_lossy().into_owned()).collect()
+}
+
 impl Settings {
     /// What holds without flags.
     pub(crate) fn read(config: Option<&Path>) -> Result<Self> {
-        Self::resolve(
-            config,
-            None,
-            &of_process,
-            std::env::vars_os().map(|(k, _)| k.to_string_lossy().into_owned()),
-        )
+        Self::resolve(config, None, &of_process, process_names())
     }
 
     fn resolve(
@@ -111,9 +119,7 @@ impl Settings {
             } else if let Some((line, values)) = in_file {
                 (values, Origin::File(line))
             } else {
-                let default = arg.get_default_values().iter().map(|v| v.to_string_lossy().into_owned());
-                let default: Vec<String> = default.collect();
-                (if is_switch(&arg) { vec!["false".to_owned()] } else { default }, Origin::Default)
+                (default_of(&arg), Origin::Default)
             };
             let setting = Setting { arg, values, origin };
             setting.check().map_err(|problem| {
@@ -360,8 +366,7 @@ fn check_variables(names: impl Iterator<Item = String>) -> Result<()> {
 /// The arguments of `deephold serve` over everything else, and where each comes from.
 pub(crate) fn serve(matches: &ArgMatches) -> Result<(ServeArgs, Settings)> {
     let config = matches.get_one::<PathBuf>("config").map(PathBuf::as_path);
-    let names = std::env::vars_os().map(|(k, _)| k.to_string_lossy().into_owned());
-    let settings = Settings::resolve(config, Some(matches), &of_process, names)?;
+    let settings = Settings::resolve(config, Some(matches), &of_process, process_names())?;
     let mut args = settings.args()?;
     // Whoever asks for the state folder looks into the same file.
     args.state.config = config.map(Path::to_owned);
@@ -392,11 +397,7 @@ pub(crate) fn reference() -> String {
             out += ": a list; in the variable with commas";
         }
         let id = arg.get_id().to_string();
-        let default = arg.get_default_values().iter().map(|v| v.to_string_lossy().into_owned());
-        let mut setting = Setting { values: default.collect(), origin: Origin::Default, arg };
-        if is_switch(&setting.arg) {
-            setting.values = vec!["false".into()];
-        }
+        let setting = Setting { values: default_of(&arg), origin: Origin::Default, arg };
         let value = if setting.values.is_empty() && !is_list(&setting.arg) {
             "\"\"".to_owned()
         } else {

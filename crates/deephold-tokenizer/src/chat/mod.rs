@@ -64,7 +64,7 @@ impl ChatFormat {
     /// Whether the format takes the arguments of earlier calls as text; others take them as objects.
     pub fn takes_arguments_as_text(&self) -> bool {
         match self {
-            Self::Template(template) => template.takes_arguments_as_text(),
+            Self::Template(template) => template.traits().takes_arguments_as_text,
             Self::DeepSeek(_) => false,
         }
     }
@@ -78,14 +78,14 @@ impl ChatFormat {
         match self {
             Self::Template(template) => {
                 let tools = options.tools.as_ref().filter(|t| t.as_array().is_some_and(|t| !t.is_empty()));
-                let (knows_calls, knows_tools) =
-                    (Dialect::of(self) != Dialect::Plain, template.knows_tools());
+                let traits = template.traits();
+                let knows_calls = traits.dialect != Dialect::Plain;
                 let spelt = (!knows_calls).then(|| words::spell_out(messages));
                 let messages = spelt.as_ref().unwrap_or(messages);
-                let emptied = (!template.asks_for_none()).then(|| words::without_nulls(messages)).flatten();
+                let emptied = (!traits.asks_for_none).then(|| words::without_nulls(messages)).flatten();
                 let messages = emptied.as_ref().unwrap_or(messages);
                 let described = tools
-                    .filter(|_| !(knows_calls && knows_tools))
+                    .filter(|_| !(knows_calls && traits.knows_tools))
                     .map(|tools| words::describe(messages, tools, self.tool_dialect()));
                 template.render(described.as_ref().unwrap_or(messages), options)
             }

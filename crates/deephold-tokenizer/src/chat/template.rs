@@ -10,7 +10,7 @@ use minijinja::{Environment, Error, ErrorKind, Output, State, Value as JinjaValu
 use serde_json::Value;
 
 use super::{RenderOptions, python};
-use crate::{Tokenizer, TokenizerError};
+use crate::{Dialect, Tokenizer, TokenizerError};
 
 const MAX_SOURCE: usize = 1 << 20;
 const MAX_OUTPUT: usize = 64 << 20;
@@ -24,8 +24,47 @@ const NAME: &str = "chat";
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
+    traits: Traits,
     bos: Option<String>,
     eos: Option<String>,
+}
+
+/// What a template's text says of it, read once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Traits {
+    /// How it writes calls.
+    pub(crate) dialect: Dialect,
+    /// Whether it reads the list of tools.
+    pub(crate) knows_tools: bool,
+    /// Whether it joins the arguments of calls to text as they are, instead of writing them as JSON or asking what they are.
+    pub(crate) takes_arguments_as_text: bool,
+    /// Whether it tells an absent content from an empty one; others fail on an absent one.
+    pub(crate) asks_for_none: bool,
+}
+
+impl Traits {
+    fn of(source: &str) -> Self {
+        let compact: String = source.chars().filter(|c| !c.is_whitespace()).collect();
+        let has = |parts: &[&str]| parts.iter().any(|part| compact.contains(part));
+        let names = ["arguments", "arguments']", "arguments\"]"];
+        let joined = names
+            .iter()
+            .any(|name| ["+", "}}", "-}}"].iter().any(|next| compact.contains(&format!("{name}{next}"))));
+        Self {
+            dialect: Dialect::of_template(source),
+            knows_tools: reads_tools(source),
+            takes_arguments_as_text: joined && !has(&["isstring", "ismapping"]),
+            asks_for_none: has(&["contentisnone", "content']isnone", "content\"]isnone"]),
+        }
+    }
+}
+
+/// `tools` as a variable: not part of another name, of a mark or of a text.
+fn reads_tools(source: &str) -> bool {
+    let is_variable = |c: Option<char>| c.is_some_and(|c| !(c.is_alphanumeric() || "_<>/▁'\"".contains(c)));
+    source.match_indices("tools").any(|(at, word)| {
+        is_variable(source[..at].chars().next_back()) && is_variable(source[at + word.len()..].chars().next())
+    })
 }
 
 impl ChatTemplate {
@@ -69,7 +108,7 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME.to_owned(), plain)
             .map_err(|e| TokenizerError::Template(describe(&e)))?;
-        Ok(Self { environment, source: source.to_owned(), bos, eos })
+        Ok(Self { environment, source: source.to_owned(), traits: Traits::of(source), bos, eos })
     }
 
     /// The template's text.
@@ -77,31 +116,9 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Whether it reads the list of tools.
-    pub(crate) fn knows_tools(&self) -> bool {
-        let is_name = |c: char| c.is_alphanumeric() || c == '_';
-        self.source.match_indices("tools").any(|(at, word)| {
-            let before = self.source[..at].chars().next_back();
-            let after = self.source[at + word.len()..].chars().next();
-            // As a variable: not part of another name, of a mark or of a text.
-            let is_variable = |c: Option<char>| c.is_some_and(|c| !is_name(c) && !"<>/▁'\"".contains(c));
-            is_variable(before) && is_variable(after)
-        })
-    }
-
-    /// Whether it joins the arguments of calls to text as they are, instead of writing them as JSON or asking what they are.
-    pub(crate) fn takes_arguments_as_text(&self) -> bool {
-        let compact: String = self.source.chars().filter(|c| !c.is_whitespace()).collect();
-        let joined = ["arguments", "arguments']", "arguments\"]"]
-            .iter()
-            .any(|name| ["+", "}}", "-}}"].iter().any(|next| compact.contains(&format!("{name}{next}"))));
-        joined && !["isstring", "ismapping"].iter().any(|asks| compact.contains(asks))
-    }
-
-    /// Whether it tells an absent content from an empty one; others fail on an absent one.
-    pub(super) fn asks_for_none(&self) -> bool {
-        let compact: String = self.source.chars().filter(|c| !c.is_whitespace()).collect();
-        ["contentisnone", "content']isnone", "content\"]isnone"].iter().any(|part| compact.contains(part))
+    /// How it writes calls, and what it takes.
+    pub(crate) fn traits(&self) -> Traits {
+        self.traits
     }
 
     /// The prompt for `messages`.

@@ -68,7 +68,7 @@ impl Dialect {
         match format {
             ChatFormat::DeepSeek(DeepSeekEncoding::V32) => Self::Dsml { section: DsmlSection::FunctionCalls },
             ChatFormat::DeepSeek(DeepSeekEncoding::V4) => Self::Dsml { section: DsmlSection::ToolCalls },
-            ChatFormat::Template(template) => Self::of_template(template.source()),
+            ChatFormat::Template(template) => template.traits().dialect,
         }
     }
 

@@ -190,7 +190,11 @@ fn every_template_tells_of_tools() {
     ] {
         let source = std::fs::read_to_string(shared(&format!("golden/chat/{name}.jinja"))).expect("template");
         let template = ChatTemplate::with_markers(&source, None, None).expect("compiles");
-        assert_eq!((template.knows_tools(), template.takes_arguments_as_text()), (knows, as_text), "{name}");
+        assert_eq!(
+            (template.traits().knows_tools, template.traits().takes_arguments_as_text),
+            (knows, as_text),
+            "{name}"
+        );
         let format = ChatFormat::Template(Box::new(template));
         let arguments = json!({ "city": "Rom" });
         let arguments = if as_text { arguments.to_string().into() } else { arguments };

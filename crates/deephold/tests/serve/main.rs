@@ -539,11 +539,7 @@ fn a_kill_loses_no_acknowledged_answer() {
 fn nothing_is_answered_that_cannot_be_recorded() {
     let dir = TempDir::new("serve");
     let state = dir.join("state");
-    // The shell ignores the signal of the limit, so that writing fails as it would on a full disk; so does the program then.
-    let mut command = Command::new("bash");
-    let limited = r#"trap '' XFSZ; ulimit -S -f 64; exec "$0" "$@""#;
-    command.args(["-c", limited, env!("CARGO_BIN_EXE_deephold")]);
-    let service = Service::start_by(command, &state, &[]);
+    let service = Service::start_limited(&state, &[]);
     let ask = || service.ask(object!({ "temperature": 0, "max_tokens": 4 }));
     let mut answered = 0;
     let refused = loop {
@@ -570,9 +566,7 @@ fn nothing_is_answered_that_cannot_be_recorded() {
     assert_eq!((service.get("/readyz").status, service.get("/healthz").status), (503, 200));
     assert_eq!(records(&state, "request").len(), answered);
 
-    let pid = service.child.id().to_string();
-    let raised = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
-    assert!(raised.expect("prlimit").success());
+    service.lift_limit();
     assert_eq!(service.get("/readyz").status, 200);
     assert_eq!(ask().status, 200);
     assert_eq!(records(&state, "request").len(), answered + 1);

@@ -118,10 +118,7 @@ fn every_request_is_logged_by_its_id_without_what_was_said() {
 fn answers_go_on_unrecorded_where_that_is_wanted() {
     let dir = TempDir::new("serve");
     let state = dir.join("state");
-    let mut command = Command::new("bash");
-    let limited = r#"trap '' XFSZ; ulimit -S -f 64; exec "$0" "$@""#;
-    command.args(["-c", limited, env!("CARGO_BIN_EXE_deephold")]);
-    let service = Service::start_by(command, &state, &["--audit-failure", "answer"]);
+    let service = Service::start_limited(&state, &["--audit-failure", "answer"]);
     let ask = || service.ask(object!({ "temperature": 0, "max_tokens": 4 })).status;
     let lost = |name: &str| {
         let metrics = service.get("/metrics").body;
@@ -135,14 +132,7 @@ fn answers_go_on_unrecorded_where_that_is_wanted() {
         assert!(asked < 500, "the limit does not hold");
     }
     assert_eq!(service.get("/readyz").status, 200);
-    let pid = service.child.id().to_string();
-    assert!(
-        Command::new("prlimit")
-            .args(["--pid", &pid, "--fsize=unlimited"])
-            .status()
-            .expect("prlimit")
-            .success()
-    );
+    service.lift_limit();
     assert_eq!(ask(), 200);
     let recorded = records(&state, "request").len();
     // A small record may fit where a request's does not: then there are several gaps.
@@ -387,10 +377,7 @@ fn models_come_and_go_while_others_answer() {
 fn clients_come_again_after_a_refusal() {
     let Some(python) = openai_python() else { return };
     let dir = TempDir::new("serve");
-    let mut command = Command::new("bash");
-    let limited = r#"trap '' XFSZ; ulimit -S -f 64; exec "$0" "$@""#;
-    command.args(["-c", limited, env!("CARGO_BIN_EXE_deephold")]);
-    let service = Service::start_by(command, &dir.join("state"), &[]);
+    let service = Service::start_limited(&dir.join("state"), &[]);
     let mut asked = 0;
     while service.ask(object!({ "max_tokens": 4 })).status == 200 {
         asked += 1;
@@ -416,14 +403,7 @@ print(c.chat.completions.create(model='guide', max_tokens=4, messages=[{'role': 
         waited += 1;
         assert!(waited < 3000, "the client does not come");
     }
-    let pid = service.child.id().to_string();
-    assert!(
-        Command::new("prlimit")
-            .args(["--pid", &pid, "--fsize=unlimited"])
-            .status()
-            .expect("prlimit")
-            .success()
-    );
+    service.lift_limit();
     let out = client.wait_with_output().expect("its words");
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }

@@ -31,6 +31,22 @@ impl Service {
         Self::start_logged(command, state, more)
     }
 
+    /// With files that cannot grow beyond 64 KiB, as on a full disk, until [`Self::lift_limit`].
+    pub(crate) fn start_limited(state: &Path, more: &[&str]) -> Self {
+        // The shell ignores the signal of the limit, so that writing fails as it would on a full disk; so does the program then.
+        let limited = r#"trap '' XFSZ; ulimit -S -f 64; exec "$0" "$@""#;
+        let mut command = Command::new("bash");
+        command.args(["-c", limited, env!("CARGO_BIN_EXE_deephold")]);
+        Self::start_by(command, state, more)
+    }
+
+    /// Room again.
+    pub(crate) fn lift_limit(&self) {
+        let pid = self.child.id().to_string();
+        let lifted = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
+        assert!(lifted.expect("prlimit").success());
+    }
+
     /// With a command that says where its log goes.
     pub(crate) fn start_logged(command: Command, state: &Path, more: &[&str]) -> Self {
         Self::start_with(command, &[&["--state", text(state)], more].concat())

@@ -79,6 +79,18 @@ pub(crate) fn tools_wanted(
     Ok(Wanted { tools: Some(list), guide: Some((Guide::Tools(guide), "tools")) })
 }
 
+impl Choice {
+    /// As OpenAI's APIs write it.
+    pub(crate) fn of_word(word: &str) -> ApiResult<Self> {
+        match word {
+            "none" => Ok(Self::None),
+            "auto" => Ok(Self::Auto),
+            "required" => Ok(Self::Required),
+            _ => Err(ApiError::param("tool_choice", "must be none, auto, required or a function")),
+        }
+    }
+}
+
 pub(crate) type Functions = Vec<(String, Value)>;
 
 /// The tools as they came, and each function's name and the schema of its arguments.
@@ -151,12 +163,7 @@ fn choice(fields: &mut Fields) -> ApiResult<Option<Choice>> {
     let place = fields.name("tool_choice");
     match fields.take("tool_choice") {
         None => Ok(None),
-        Some(Value::String(word)) => match word.as_str() {
-            "none" => Ok(Some(Choice::None)),
-            "auto" => Ok(Some(Choice::Auto)),
-            "required" => Ok(Some(Choice::Required)),
-            _ => Err(ApiError::param(place, "must be none, auto, required or a function")),
-        },
+        Some(Value::String(word)) => Choice::of_word(&word).map(Some),
         Some(value) => {
             let mut choice = Fields::of(value, &place)?;
             choice.only("type", &[json!("function")], "must be `function`")?;

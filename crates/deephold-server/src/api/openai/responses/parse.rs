@@ -235,12 +235,7 @@ fn tools(fields: &mut Fields, parallel: Option<bool>, form: Option<Guide>) -> Ap
 fn choice(fields: &mut Fields) -> ApiResult<Option<Choice>> {
     match fields.take("tool_choice") {
         None => Ok(None),
-        Some(Value::String(word)) => match word.as_str() {
-            "none" => Ok(Some(Choice::None)),
-            "auto" => Ok(Some(Choice::Auto)),
-            "required" => Ok(Some(Choice::Required)),
-            _ => Err(ApiError::param("tool_choice", "must be none, auto, required or a function")),
-        },
+        Some(Value::String(word)) => Choice::of_word(&word).map(Some),
         Some(value) => {
             let mut choice = Fields::of(value, "tool_choice")?;
             choice.only("type", &[json!("function")], "must be `function`")?;
