@@ -190,6 +190,9 @@ fn elementwise_ops_agree_on_every_instruction_set() {
             let mut all = bits(&ops.rms_norm(&t, &w, 1e-6));
             all.extend(bits(&ops.layer_norm(&t, &w, &w, 1e-6)));
             all.extend(bits(&ops.silu_mul(&t, &t)));
+            let mut bent = ops.tensor_from(3, cols, &x);
+            ops.gelu(&mut bent);
+            all.extend(bits(&bent));
             run.push(all);
         }
         assert!(run.windows(2).all(|w| w[0] == w[1]), "{cols}");
@@ -200,6 +203,68 @@ fn elementwise_ops_agree_on_every_instruction_set() {
     let y = ops.silu_mul(&t, &one);
     assert!(y.data()[0].is_nan() && y.data()[1] == f32::INFINITY && y.data()[3] == 0.0);
     assert!(y.data()[2].abs() < 1e-30);
+}
+
+#[test]
+fn gelu_is_x_times_the_normal_distribution() {
+    // x and Phi(x), from scipy.stats.norm.cdf.
+    let cases = [
+        (-6.0, 9.865_876e-10),
+        (-2.0, 0.022_750_132),
+        (-0.5, 0.308_537_54),
+        (0.0, 0.5),
+        (0.25, 0.598_706_3),
+        (1.0, 0.841_344_8),
+        (3.0, 0.998_650_1),
+        (40.0, 1.0),
+    ];
+    for ops in machines() {
+        let x: Vec<f32> = cases.iter().map(|c| c.0).collect();
+        let mut y = ops.tensor_from(1, x.len(), &x);
+        ops.gelu(&mut y);
+        for ((x, phi), y) in cases.iter().zip(y.data()) {
+            // The series is within 1.5e-7 of erfc, so the tail within 0.75e-7 |x|; the sum is rounded once more.
+            assert!((x * phi - y).abs() <= 1.5e-7 * x.abs(), "{x}: {y}");
+        }
+    }
+    let ops = ops(Isa::detect(), 1);
+    let mut y = ops.tensor_from(1, 2, &[f32::NAN, -0.0]);
+    ops.gelu(&mut y);
+    assert!(y.data()[0].is_nan() && y.data()[1] == 0.0);
+}
+
+#[test]
+fn attention_over_whole_texts_sees_all_of_each_and_nothing_else() {
+    let (heads, width) = (3, 20);
+    let cols = heads * width;
+    let texts = [0..1, 1..1, 1..18, 18..51];
+    let [q, k, v] = [11, 12, 13].map(|seed| noise(seed, 51 * cols));
+    let mut run = Vec::new();
+    for ops in machines() {
+        let [q, k, v] = [&q, &k, &v].map(|x| ops.tensor_from(51, cols, x));
+        run.push(bits(&ops.attend_whole([&q, &k, &v], &texts, heads, 0.3)));
+    }
+    assert!(run.windows(2).all(|w| w[0] == w[1]));
+    for text in texts {
+        for row in text.clone() {
+            for h in 0..heads {
+                let part = |x: &[f32], row: usize| x[row * cols + h * width..][..width].to_vec();
+                let weight = |s: usize| {
+                    let (q, k) = (part(&q, row), part(&k, s));
+                    let dot: f64 = q.iter().zip(&k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                    (0.3 * dot).exp()
+                };
+                let sum: f64 = text.clone().map(weight).sum();
+                for d in 0..width {
+                    let expected: f64 =
+                        text.clone().map(|s| weight(s) / sum * f64::from(part(&v, s)[d])).sum();
+                    let got = f64::from(f32::from_bits(run[0][row * cols + h * width + d]));
+                    // 20-term dot products and averages of at most 33 values below 1, as in the causal test.
+                    assert!((got - expected).abs() < 100.0 * 6e-8, "{row} {h} {d}: {got} {expected}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -37,6 +37,22 @@ pub enum ModelError {
         /// More about this one, or empty.
         hint: String,
     },
+    /// An encoder where a model that writes text is wanted.
+    #[error(
+        "`{0}` is an encoder: it gives vectors, not text\nhint: serve it, and ask /v1/embeddings or /v1/rerank"
+    )]
+    Encoder(String),
+    /// A model that writes text where an encoder is wanted.
+    #[error("`{0}` is no encoder")]
+    NoEncoder(String),
+    /// A text with no tokens or more than the encoder has positions.
+    #[error("a text of {tokens} tokens; the encoder takes 1 to {limit}")]
+    TextLength {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Positions that the encoder has.
+        limit: usize,
+    },
     /// The configuration calls for a tensor that no file holds.
     #[error(
         "tensor `{name}` {shape:?} is missing\nhint: config.json calls for it; is a shard missing? see `deephold model verify`"
@@ -108,14 +124,17 @@ impl ModelError {
     /// The closed code from which exit codes and statuses are derived.
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::UnsupportedConfig { .. } | Self::UnknownArchitecture { .. } | Self::Format { .. } => {
-                ErrorCode::Unsupported
-            }
+            Self::UnsupportedConfig { .. }
+            | Self::UnknownArchitecture { .. }
+            | Self::Format { .. }
+            | Self::Encoder(_)
+            | Self::NoEncoder(_) => ErrorCode::Unsupported,
             Self::Config { .. }
             | Self::MissingTensor { .. }
             | Self::Shape { .. }
             | Self::NotFinite { .. }
-            | Self::Token { .. } => ErrorCode::InvalidInput,
+            | Self::Token { .. }
+            | Self::TextLength { .. } => ErrorCode::InvalidInput,
             Self::Row { .. } => ErrorCode::Internal,
             Self::Weights(e) => e.code(),
             Self::Kernel(e) => e.code(),

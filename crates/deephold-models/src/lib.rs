@@ -1,4 +1,4 @@
-//! DeepSeek-family models, one file a family, each reading like its paper.
+//! DeepSeek-family models, one file a family, each reading like its paper; and BERT, for vectors of texts.
 //!
 //! The engine calls [`Model::hidden`] and [`Model::head`] for each step; the binary loads, describes and measures. It never
 //! schedules, never samples, and owns no cache.
@@ -10,6 +10,7 @@
 //! Shapes in comments: T tokens, H hidden, Nq query heads, Nkv key heads, D head columns, R latent rank, I intermediate,
 //! E experts, V vocabulary.
 
+mod bert;
 mod config;
 mod decoder;
 mod error;
@@ -86,6 +87,18 @@ pub trait Model: Send + Sync {
     }
 }
 
+/// A loaded encoder: token ids of whole texts in, one vector a text out.
+pub trait Encoder: Send + Sync {
+    /// Sizes and remarks.
+    fn info(&self) -> &ModelInfo;
+
+    /// A vector \[H\] for each text; a text's vector does not depend on the texts beside it.
+    ///
+    /// # Errors
+    /// [`ModelError::Token`] for an id beyond the vocabulary, [`ModelError::TextLength`] for a text that is empty or too long.
+    fn encode(&self, ops: &Ops, texts: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, ModelError>;
+}
+
 /// `architectures[0]`, `model_type`, and how a configuration is read.
 struct Entry(&'static str, &'static str, fn(&Section<'_>) -> Result<Box<dyn Family>, ModelError>);
 
@@ -100,7 +113,38 @@ const FAMILIES: &[Entry] = &[
 
 /// The architectures that [`load`] knows, as config.json names them.
 pub fn supported_architectures() -> impl Iterator<Item = &'static str> {
-    FAMILIES.iter().map(|e| e.0)
+    FAMILIES.iter().map(|e| e.0).chain(bert::ARCHITECTURES)
+}
+
+/// Whether a checkpoint is an encoder, for [`load_encoder`], rather than a model that writes text, for [`load`].
+///
+/// # Errors
+/// As [`load`], for the configuration.
+pub fn is_encoder(checkpoint: &Checkpoint) -> Result<bool, ModelError> {
+    Ok(matches!(open(checkpoint)?, Opened::Encoder { .. }))
+}
+
+/// Loads an encoder; see [`load`].
+///
+/// # Errors
+/// As [`load`]; [`ModelError::NoEncoder`].
+pub fn load_encoder(
+    checkpoint: &Arc<Checkpoint>,
+    ops: &Ops,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Box<dyn Encoder>, ModelError> {
+    let opened = open(checkpoint)?;
+    let list = opened.list(checkpoint);
+    let Opened::Encoder { architecture, config } = &opened else {
+        return Err(ModelError::NoEncoder(opened.architecture().to_owned()));
+    };
+    list.check()?;
+    let info = config.info(architecture, &list.items);
+    let stored = |t: &ExpectedTensor| checkpoint.tensor(&t.name).map_or(0, |v| v.bytes().len() as u64);
+    let total_bytes = list.items.iter().filter(|t| !bert::stays_mapped(&t.name)).map(stored).sum();
+    let mut loader = Loader::new(checkpoint, ops, options, total_bytes, progress);
+    Ok(Box::new(bert::Bert::load(checkpoint, config, &mut loader, info)?))
 }
 
 /// Loads a model; tensors are packed one at a time straight from the mapped files. The embedding table stays mapped,
@@ -116,17 +160,19 @@ pub fn load(
 ) -> Result<Box<dyn Model>, ModelError> {
     let opened = open(checkpoint)?;
     let list = opened.list(checkpoint);
+    let Opened::Decoder { architecture, family, .. } = &opened else {
+        return Err(ModelError::Encoder(opened.architecture().to_owned()));
+    };
     list.check()?;
-    let info = ModelInfo::new(&opened.architecture, &*opened.family, &list.items, checkpoint);
+    let info = ModelInfo::new(architecture, &**family, &list.items, checkpoint);
     // Scales travel with their matrices, and the embedding is packed only where it is the head as well.
     let stays = |t: &&ExpectedTensor| {
-        t.active_share.0 == 0
-            || (t.name == decoder::EMBEDDING && !opened.family.decoder().tie_word_embeddings)
+        t.active_share.0 == 0 || (t.name == decoder::EMBEDDING && !family.decoder().tie_word_embeddings)
     };
     let stored = |t: &ExpectedTensor| checkpoint.tensor(&t.name).map_or(0, |v| v.bytes().len() as u64);
     let total_bytes = list.items.iter().filter(|t| !stays(t)).map(stored).sum();
     let mut loader = Loader::new(checkpoint, ops, options, total_bytes, progress);
-    Ok(Box::new(Decoder::load(checkpoint, &*opened.family, &mut loader, info)?))
+    Ok(Box::new(Decoder::load(checkpoint, &**family, &mut loader, info)?))
 }
 
 /// Bytes of memory that the weights take once loaded: matrices as the kernels pack them, vectors in float32. From headers
@@ -139,7 +185,12 @@ pub fn packed_bytes(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<u6
     let opened = open(checkpoint)?;
     let list = opened.list(checkpoint);
     list.check()?;
-    Ok(packed::bytes(checkpoint, &*opened.family, &list.items, opened.fp8_block, options))
+    Ok(match &opened {
+        Opened::Decoder { family, fp8_block, .. } => {
+            packed::bytes(checkpoint, &**family, &list.items, *fp8_block, options)
+        }
+        Opened::Encoder { .. } => packed::encoder_bytes(checkpoint, &list.items, options),
+    })
 }
 
 /// What a checkpoint is, from its configuration and headers alone.
@@ -157,7 +208,12 @@ pub fn describe(checkpoint: &Checkpoint) -> Result<Description, ModelError> {
             if let Err(error) = list.check() {
                 out.unsupported.push(error.to_string());
             }
-            out.info = Some(ModelInfo::new(&opened.architecture, &*opened.family, &list.items, checkpoint));
+            out.info = Some(match &opened {
+                Opened::Decoder { architecture, family, .. } => {
+                    ModelInfo::new(architecture, &**family, &list.items, checkpoint)
+                }
+                Opened::Encoder { architecture, config } => config.info(architecture, &list.items),
+            });
         }
         Err(error) => out.unsupported.push(error.to_string()),
     }
@@ -172,26 +228,47 @@ pub fn expected_tensors(checkpoint: &Checkpoint) -> Result<Vec<ExpectedTensor>, 
     Ok(open(checkpoint)?.list(checkpoint).items)
 }
 
-struct Opened {
-    architecture: String,
-    family: Box<dyn Family>,
-    fp8_block: Option<(usize, usize)>,
+/// What a configuration describes.
+enum Opened {
+    /// A model that writes text.
+    Decoder { architecture: String, family: Box<dyn Family>, fp8_block: Option<(usize, usize)> },
+    /// A model that gives vectors.
+    Encoder { architecture: String, config: bert::Config },
 }
 
 impl Opened {
+    fn architecture(&self) -> &str {
+        match self {
+            Self::Decoder { architecture, .. } | Self::Encoder { architecture, .. } => architecture,
+        }
+    }
+
     fn list<'a>(&self, checkpoint: &'a Checkpoint) -> TensorList<'a> {
-        let mut list = TensorList::new(checkpoint, self.fp8_block);
-        decoder::tensors(&*self.family, &mut list);
-        list
+        match self {
+            Self::Decoder { family, fp8_block, .. } => {
+                let mut list = TensorList::new(checkpoint, *fp8_block);
+                decoder::tensors(&**family, &mut list);
+                list
+            }
+            Self::Encoder { config, .. } => {
+                let mut list = TensorList::new(checkpoint, None);
+                config.tensors(&mut list);
+                list
+            }
+        }
     }
 }
 
 fn open(checkpoint: &Checkpoint) -> Result<Opened, ModelError> {
     let c = Section::root(checkpoint.config())?;
     let architecture = architecture(&c)?;
+    if bert::ARCHITECTURES.contains(&architecture.as_str()) {
+        let config = bert::Config::parse(&c, checkpoint)?;
+        return Ok(Opened::Encoder { architecture, config });
+    }
     let family = parse_family(&c, &architecture)?;
     let fp8_block = Fp8Config::parse(checkpoint.config())?.map(|c| c.block);
-    Ok(Opened { architecture, family, fp8_block })
+    Ok(Opened::Decoder { architecture, family, fp8_block })
 }
 
 /// `architectures[0]`, else `model_type`.
@@ -200,6 +277,7 @@ fn architecture(c: &Section<'_>) -> Result<String, ModelError> {
         return Ok(first.to_owned());
     }
     match c.opt_text("model_type")? {
+        Some("bert") => Ok(bert::ARCHITECTURES[0].to_owned()),
         Some(kind) => Ok(FAMILIES.iter().find(|e| e.1 == kind).map_or(kind, |e| e.0).to_owned()),
         None => Err(c.bad("architectures", "is missing, and so is `model_type`")),
     }

@@ -47,6 +47,23 @@ pub(crate) fn bytes(
     tensors.iter().map(one).sum()
 }
 
+/// As [`bytes`], for an encoder, whose tables stay in the file.
+pub(crate) fn encoder_bytes(
+    checkpoint: &Checkpoint,
+    tensors: &[ExpectedTensor],
+    options: &LoadOptions,
+) -> u64 {
+    let one = |t: &ExpectedTensor| match (checkpoint.tensor(&t.name), t.shape.as_slice()) {
+        _ if crate::bert::stays_mapped(&t.name) => 0,
+        (Some(_), [n]) => 4 * *n as u64,
+        (Some(view), [n, k]) => {
+            PackedMatrix::bytes_for(loaded_as(&t.name, view.info().dtype, *k, options), *n, *k, 1)
+        }
+        _ => 0,
+    };
+    tensors.iter().map(one).sum()
+}
+
 fn is_latent_head(name: &str) -> bool {
     ["kv_b_proj.weight", ".k_b_proj.weight", ".v_b_proj.weight"].iter().any(|end| name.ends_with(end))
 }

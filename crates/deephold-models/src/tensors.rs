@@ -119,6 +119,13 @@ pub fn ignored_tensor(name: &str, num_hidden_layers: usize) -> Option<&'static s
     if name.ends_with(".attn.masked_bias") || name.ends_with(".self_attn.bias") {
         return Some("a mask that older files carry");
     }
+    let inner = name.strip_prefix("bert.").unwrap_or(name);
+    if inner == "embeddings.position_ids" {
+        return Some("a buffer of older files; positions count from 0");
+    }
+    if inner.starts_with("pooler.") || inner.starts_with("cls.") {
+        return Some("a head of an encoder's training, not used for vectors");
+    }
     let layer = name.strip_prefix("model.layers.")?.split('.').next()?.parse::<usize>().ok()?;
     (layer >= num_hidden_layers).then_some("multi-token prediction, not computed yet")
 }

@@ -87,7 +87,7 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let config = ServerConfig { bind: SocketAddr::from(([127, 0, 0, 1], 0)), ..ServerConfig::default() };
     let server =
-        runtime.block_on(Server::start(config, Arc::new(store), log, vec![hosted], clock.clone()))?;
+        runtime.block_on(Server::start(config, Arc::new(store), log, vec![hosted.into()], clock.clone()))?;
     let address = server.address();
     runtime.spawn(server.serve(std::future::pending()));
     let bare = EngineHandle::spawn(core()?)?;

@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use crate::ServerError;
 use crate::access::{IssuedKey, KeyWish, issue_key};
 use crate::app::App;
-use crate::backends::{self, Hosted, LoadProgress, ModelFacts};
+use crate::backends::{self, EncoderHost, Hosted, LoadProgress, ModelFacts};
 
 /// The longest line.
 const LINE_MAX: u64 = 64 << 10;
@@ -304,7 +304,16 @@ fn perform(
                     cache_bytes: stats.cache_bytes,
                 }
             };
-            Ok(AdminAnswer::Models(app.models.all().iter().map(one).collect()))
+            let encoder = |m: &Arc<EncoderHost>| LoadedModel {
+                name: m.name.clone(),
+                facts: m.facts.clone(),
+                running: 0,
+                waiting: m.waiting(),
+                cache_bytes: 0,
+            };
+            let mut models: Vec<LoadedModel> = app.models.all().iter().map(one).collect();
+            models.extend(app.models.encoders().iter().map(encoder));
+            Ok(AdminAnswer::Models(models))
         }
         other => execute(other, &*app.store, &app.log, app.unix_ms()),
     }

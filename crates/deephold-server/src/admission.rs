@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::access::Principal;
 use crate::api::error::{ApiError, ApiResult};
 use crate::app::{App, note_log_state};
-use crate::generation::{Answer, Delta, Usage, ValidRequest};
+use crate::generation::{Answer, Delta, Usage, ValidRequest, VectorRequest};
 use crate::record;
 
 /// How a request ended.
@@ -69,6 +69,8 @@ pub(crate) struct Permit {
     model: String,
     /// What was answered so far.
     pub(crate) answers: Vec<Answer>,
+    /// What was answered with vectors instead.
+    vectors: Vec<Value>,
     pub(crate) usage: Usage,
 }
 
@@ -80,17 +82,47 @@ impl Permit {
         who: &Principal,
         request: &ValidRequest,
     ) -> Self {
+        let record = record::asked(app.policy, request_id, endpoint, who, request);
+        let answers = vec![Answer::default(); request.num_answers()];
+        let mut permit = Self::of(app, request_id, who, &request.model.name, record);
+        permit.answers = answers;
+        permit
+    }
+
+    /// For vectors of texts.
+    pub(crate) fn of_vectors(
+        app: &Arc<App>,
+        request_id: &str,
+        endpoint: &str,
+        who: &Principal,
+        request: &VectorRequest,
+    ) -> Self {
+        let record = record::asked_vectors(app.policy, request_id, endpoint, who, request);
+        let prompt_tokens = request.prompts.iter().map(Vec::len).sum();
+        let usage = Usage { prompt_tokens, ..Usage::default() };
+        let mut permit = Self::of(app, request_id, who, request.model.name(), record);
+        permit.usage = usage;
+        permit
+    }
+
+    fn of(app: &Arc<App>, request_id: &str, who: &Principal, model: &str, record: Value) -> Self {
         Self {
             app: Arc::clone(app),
-            record: Some(record::asked(app.policy, request_id, endpoint, who, request)),
+            record: Some(record),
             started: Instant::now(),
             request_id: request_id.to_owned(),
             key_id: who.key_id.clone(),
             tenant: Arc::clone(&who.tenant),
-            model: request.model.name.clone(),
-            answers: vec![Answer::default(); request.num_answers()],
+            model: model.to_owned(),
+            answers: Vec::new(),
+            vectors: Vec::new(),
             usage: Usage::default(),
         }
+    }
+
+    /// Takes note of vectors: the record gets their digests.
+    pub(crate) fn add_vectors(&mut self, vectors: &[Vec<f32>]) {
+        self.vectors = vectors.iter().map(|v| record::vector(v)).collect();
     }
 
     /// Takes note of what goes to the reader.
@@ -125,6 +157,9 @@ impl Permit {
     fn finished(&mut self, outcome: Outcome) -> Option<Value> {
         let mut record = self.record.take()?;
         record::answered(self.app.policy, &mut record, &self.answers, self.usage, outcome.name());
+        if !self.vectors.is_empty() {
+            record["vectors"] = json!(self.vectors);
+        }
         self.app.metrics.answered(&self.model, self.usage, outcome.name());
         let Usage { prompt_tokens, cached_tokens, completion_tokens, .. } = self.usage;
         tracing::info!(

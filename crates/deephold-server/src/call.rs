@@ -9,7 +9,7 @@ use crate::access::Principal;
 use crate::api::error::{ApiError, ApiResult};
 use crate::api::fields::Fields;
 use crate::app::App;
-use crate::backends::Hosted;
+use crate::backends::{Hosted, VectorModel};
 
 /// A request that passed the table: who asks, and what.
 pub(crate) struct Call {
@@ -36,6 +36,15 @@ impl Call {
         let model = self.app.models.find(&name)?;
         if !self.who()?.may_use(&model.name) {
             return Err(ApiError::forbidden(format!("this key may not use the model `{}`", model.name)));
+        }
+        Ok(model)
+    }
+
+    /// As [`Self::model`], for vectors: encoders, too.
+    pub(crate) fn vector_model(&self, fields: &mut Fields) -> ApiResult<VectorModel> {
+        let model = self.app.models.find_any(&fields.need_string("model")?)?;
+        if !self.who()?.may_use(model.name()) {
+            return Err(ApiError::forbidden(format!("this key may not use the model `{}`", model.name())));
         }
         Ok(model)
     }

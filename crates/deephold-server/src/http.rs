@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::app::{App, ServerConfig};
-use crate::backends::{Hosted, HostedModel, Models, warm_up};
+use crate::backends::{Models, NewModel, Started};
 use crate::metrics::Metrics;
 use crate::tls::Tls;
 use crate::{ServerError, admin, routes};
@@ -42,7 +42,7 @@ impl Server {
         config: ServerConfig,
         store: Arc<dyn Keys>,
         log: AuditLog,
-        models: Vec<HostedModel>,
+        models: Vec<NewModel>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ServerError> {
         let bind = |source| ServerError::Bind { address: config.bind.to_string(), source };
@@ -61,8 +61,6 @@ impl Server {
         let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new(clock.unix_time()));
         let now_s = clock.unix_time().as_secs();
-        let hosted: Vec<Hosted> =
-            models.into_iter().map(|m| Hosted::start(m, &metrics, now_s)).collect::<Result<_, _>>()?;
         let mut run = [0; 6];
         aws_lc_rs::rand::fill(&mut run).map_err(|_| ServerError::Random)?;
         let mut secret = [0; 32];
@@ -71,7 +69,7 @@ impl Server {
             secret: config.secret.unwrap_or(secret),
             store,
             log,
-            models: Models::new(hosted, config.aliases.clone()),
+            models: Models::new(config.aliases.clone()),
             metrics,
             policy: config.policy,
             limits: config,
@@ -84,8 +82,12 @@ impl Server {
             next_request: AtomicU64::new(1),
         });
         let warming = Arc::clone(&app);
-        let warm =
-            tokio::task::spawn_blocking(move || warming.models.all().iter().try_for_each(|m| warm_up(m)));
+        let warm = tokio::task::spawn_blocking(move || -> Result<(), ServerError> {
+            for model in models {
+                warming.models.add(Started::new(model, &warming.metrics, now_s)?);
+            }
+            Ok(())
+        });
         warm.await.map_err(|e| ServerError::Io { action: "warm up", source: std::io::Error::other(e) })??;
         let admin = app.limits.admin_socket.as_deref().map(admin::listen).transpose()?;
         let server = Self { app, listener, tls, admin };
@@ -191,7 +193,7 @@ impl Server {
 /// A record of the server's own life.
 async fn note(app: &App, address: SocketAddr, what: &'static str) -> Result<(), ServerError> {
     let models: Vec<_> =
-        app.models.all().iter().map(|m| json!({ "name": m.name, "facts": m.facts })).collect();
+        app.models.everything().iter().map(|m| json!({ "name": m.name(), "facts": m.facts() })).collect();
     let data = json!({
         "event": what, "program": env!("CARGO_PKG_VERSION"), "address": address.to_string(),
         "models": models, "tls": app.limits.tls.is_some(), "insecure_http": app.limits.insecure_http,

@@ -26,7 +26,7 @@ mod routes;
 mod tls;
 
 pub use app::ServerConfig;
-pub use backends::{HostedModel, LoadProgress, ModelFacts, ModelLoader};
+pub use backends::{HostedEncoder, HostedModel, LoadProgress, ModelFacts, ModelLoader, NewModel};
 pub use error::ServerError;
 pub use http::Server;
 pub use record::AuditPolicy;

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::access::Principal;
-use crate::generation::{Answer, End, Usage, ValidRequest};
+use crate::backends::ModelFacts;
+use crate::generation::{Answer, End, Usage, ValidRequest, VectorRequest};
 
 /// How much of prompts and answers the log keeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +69,39 @@ pub(crate) fn params(p: &SamplingParams, stops: &[String]) -> Value {
     })
 }
 
+/// Who asked what of which model.
+fn head(request_id: &str, endpoint: &str, who: &Principal, model: &str, facts: &ModelFacts) -> Value {
+    json!({
+        "request_id": request_id,
+        "endpoint": endpoint,
+        "key": who.key_id,
+        "tenant": &*who.tenant,
+        "owner": who.owner,
+        "model": model,
+        "facts": facts,
+        "program": env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// As [`asked`], for vectors.
+pub(crate) fn asked_vectors(
+    policy: AuditPolicy,
+    request_id: &str,
+    endpoint: &str,
+    who: &Principal,
+    request: &VectorRequest,
+) -> Value {
+    let mut record = head(request_id, endpoint, who, request.model.name(), request.model.facts());
+    record["prompts"] = request.prompts.iter().map(|ids| kept(policy, ids, &[])).collect();
+    record
+}
+
+/// A vector's length, and SHA-256 over its values, four bytes each, little endian, as the model gave them.
+pub(crate) fn vector(values: &[f32]) -> Value {
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    json!({ "dimensions": values.len(), "sha256": sha256(&bytes) })
+}
+
 /// The part of a record that is known before the answer.
 pub(crate) fn asked(
     policy: AuditPolicy,
@@ -77,18 +111,9 @@ pub(crate) fn asked(
     request: &ValidRequest,
 ) -> Value {
     let texts: Vec<(&str, &str)> = request.chat.iter().map(|chat| ("text", chat.prompt.as_str())).collect();
-    let mut record = json!({
-        "request_id": request_id,
-        "endpoint": endpoint,
-        "key": who.key_id,
-        "tenant": &*who.tenant,
-        "owner": who.owner,
-        "model": request.model.name,
-        "facts": request.model.facts,
-        "program": env!("CARGO_PKG_VERSION"),
-        "params": params(&request.params, &request.stops),
-        "prompts": request.prompts.iter().map(|ids| kept(policy, ids, &texts)).collect::<Vec<_>>(),
-    });
+    let mut record = head(request_id, endpoint, who, &request.model.name, &request.model.facts);
+    record["params"] = params(&request.params, &request.stops);
+    record["prompts"] = request.prompts.iter().map(|ids| kept(policy, ids, &texts)).collect();
     if let Some(chat) = &request.chat {
         record["rendered_at"] = json!(chat.rendered_at);
     }

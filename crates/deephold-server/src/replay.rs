@@ -98,6 +98,9 @@ impl Recorded {
     /// # Errors
     /// It is no record of an answer.
     pub fn parse(data: &Value) -> Result<Self, ServerError> {
+        if data.get("answers").is_some_and(|a| a == &json!([])) {
+            return Err(wrong("is of vectors: there is no answer in tokens to compute again"));
+        }
         let text = |name: &str| {
             let text = data.get(name).and_then(Value::as_str);
             text.map(str::to_owned).ok_or_else(|| wrong(format!("has no `{name}`")))

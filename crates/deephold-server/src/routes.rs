@@ -79,6 +79,7 @@ pub(crate) const ROUTES: &[Route] = &[
     post("/v1/completions", MODELS, |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
     post("/v1/responses", MODELS, |c| Box::pin(openai::responses::responses(c)), openai::responses::describe::responses),
     post("/v1/embeddings", MODELS, |c| Box::pin(openai::embeddings::embeddings(c)), openai::embeddings::describe),
+    post("/v1/rerank", MODELS, |c| Box::pin(openai::rerank::rerank(c)), openai::rerank::describe),
     post("/v1/tokenize", MODELS, |c| Box::pin(openai::tokenize::tokenize(c)), openai::tokenize::describe_tokenize),
     post("/v1/detokenize", MODELS, |c| Box::pin(openai::tokenize::detokenize(c)), openai::tokenize::describe_detokenize),
     post_anthropic("/v1/messages", |c| Box::pin(anthropic::messages(c)), anthropic::describe::messages),

@@ -23,7 +23,11 @@ const MAX_TEXT: usize = 64 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Decoding {
     ByteLevel,
-    SentencePiece { strips_first_space: bool },
+    SentencePiece {
+        strips_first_space: bool,
+    },
+    /// BERT's: `##` goes on with a word, everything else begins one. For vectors; what was between words is not known any more.
+    WordPiece,
 }
 
 enum Encoder {
@@ -86,7 +90,8 @@ impl Tokenizer {
         let decoding = decoding(&tree)?;
         let library = build(json)?;
         let pieces = library_pieces(&library, decoding)?;
-        let strips_first_space = decoding == Decoding::SentencePiece { strips_first_space: true };
+        let strips_first_space =
+            matches!(decoding, Decoding::SentencePiece { strips_first_space: true } | Decoding::WordPiece);
         let mut out = Self {
             encoder: Encoder::Library(Box::new(library)),
             pieces,
@@ -313,6 +318,9 @@ fn decoding(tree: &Value) -> Result<Decoding, TokenizerError> {
         None => vec![decoder],
     };
     let kinds: Vec<String> = parts.iter().map(|p| kind(p)).collect();
+    if kinds == ["WordPiece"] {
+        return Ok(Decoding::WordPiece);
+    }
     let known = ["ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"];
     if kinds.iter().all(|k| known.contains(&k.as_str())) {
         if kinds.iter().any(|k| k == "ByteLevel") {
@@ -332,7 +340,7 @@ fn decoding(tree: &Value) -> Result<Decoding, TokenizerError> {
             "the decoder `{}` of tokenizer.json",
             kinds.join(", ").chars().take(80).collect::<String>()
         ),
-        supported: "ByteLevel, and SentencePiece's Replace, ByteFallback, Fuse, Strip, Metaspace",
+        supported: "ByteLevel, WordPiece, and SentencePiece's Replace, ByteFallback, Fuse, Strip, Metaspace",
     })
 }
 
@@ -345,6 +353,10 @@ fn library_pieces(t: &tokenizers::Tokenizer, decoding: Decoding) -> Result<Piece
             let bytes = match decoding {
                 Decoding::ByteLevel => from_byte_level(&token),
                 Decoding::SentencePiece { .. } => from_sentence_piece(&token),
+                Decoding::WordPiece => match token.strip_prefix("##") {
+                    Some(rest) => rest.as_bytes().to_vec(),
+                    None => format!(" {token}").into_bytes(),
+                },
             };
             entries.push((id, bytes, false));
         }

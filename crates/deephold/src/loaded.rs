@@ -8,7 +8,7 @@ use anyhow::Result;
 use deephold_base::{ErrorCode, SystemClock};
 use deephold_engine::{EngineConfig, EngineCore, Machine, MemoryLease};
 use deephold_kernels::{Isa, Ops, PoolOptions, ThreadPool};
-use deephold_models::{LoadOptions, Model};
+use deephold_models::{Encoder, LoadOptions, Model};
 use deephold_tokenizer::{ChatFormat, Tokenizer, TokenizerError};
 use deephold_weights::{Checkpoint, verify};
 
@@ -74,17 +74,38 @@ pub(crate) fn load_checkpoint(
     let options = LoadOptions { quantize_to: args.load_as.map(Into::into) };
     let (machine, ops) = (Arc::clone(machine), Arc::clone(machine.ops()));
     // The system would end the program without a word.
-    let packed = deephold_models::packed_bytes(&checkpoint, &options)?;
-    let memory = machine.memory().reserve("the model", packed).map_err(|e| {
-        let hint = "quantize it (`deephold quantize`), use a larger machine, or load it all the same with --ignore-memory";
-        fail(e.code(), format!("{e}; {hint}"))
-    })?;
+    let memory = room(&checkpoint, &machine, &options)?;
     let model = deephold_models::load(&checkpoint, &ops, &options, &mut |p| {
         progress("loading", p.done_bytes, p.total_bytes);
     });
     let model: Arc<dyn Model> = Arc::from(model?);
     let load_time = start.elapsed();
     Ok(Loaded { checkpoint, model, ops, machine, memory, tokenizer, load_time })
+}
+
+/// An encoder, its vocabulary and its part of the machine's memory.
+pub(crate) fn load_encoder(
+    checkpoint: &Arc<Checkpoint>,
+    machine: &Machine,
+    args: &EngineArgs,
+    progress: &mut Progress<'_>,
+) -> Result<(Arc<dyn Encoder>, Tokenizer, MemoryLease)> {
+    let tokenizer = Tokenizer::from_checkpoint(checkpoint)?;
+    let options = LoadOptions { quantize_to: args.load_as.map(Into::into) };
+    let memory = room(checkpoint, machine, &options)?;
+    let encoder = deephold_models::load_encoder(checkpoint, machine.ops(), &options, &mut |p| {
+        progress("loading", p.done_bytes, p.total_bytes);
+    })?;
+    Ok((Arc::from(encoder), tokenizer, memory))
+}
+
+/// Memory for the weights.
+fn room(checkpoint: &Checkpoint, machine: &Machine, options: &LoadOptions) -> Result<MemoryLease> {
+    let packed = deephold_models::packed_bytes(checkpoint, options)?;
+    machine.memory().reserve("the model", packed).map_err(|e| {
+        let hint = "quantize it (`deephold quantize`), use a larger machine, or load it all the same with --ignore-memory";
+        fail(e.code(), format!("{e}; {hint}"))
+    })
 }
 
 /// How the model wants messages; none for one that only continues text.

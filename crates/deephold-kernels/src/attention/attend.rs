@@ -14,13 +14,13 @@ use crate::tensor::SharedOut;
 const TILE: usize = 16;
 
 /// How a cached vector is read.
-trait Entry: Copy {
+pub(super) trait Entry: Copy {
     /// # Safety
     /// See [`Simd`]; `i` is in elements and the slab reaches `n` of them from there.
     unsafe fn load<S: Simd>(slab: *const u8, i: usize, n: usize) -> S::V;
 }
 #[derive(Clone, Copy)]
-struct AsF32;
+pub(super) struct AsF32;
 #[derive(Clone, Copy)]
 struct AsF16;
 
@@ -48,22 +48,28 @@ impl Entry for AsF16 {
 }
 
 /// One query against one span of at most 16 positions.
-struct Span<'a> {
-    keys: *const u8,
-    values: *const u8,
+pub(super) struct Span<'a> {
+    pub(super) keys: *const u8,
+    pub(super) values: *const u8,
     /// Element index of each position's key.
-    key_at: &'a [usize],
+    pub(super) key_at: &'a [usize],
     /// Element index of each position's value.
-    value_at: &'a [usize],
-    key_width: usize,
-    value_width: usize,
-    scale: f32,
+    pub(super) value_at: &'a [usize],
+    pub(super) key_width: usize,
+    pub(super) value_width: usize,
+    pub(super) scale: f32,
 }
 
 /// A query's state between spans.
-struct State {
+pub(super) struct State {
     max: f32,
-    sum: f32,
+    pub(super) sum: f32,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { max: f32::NEG_INFINITY, sum: 0.0 }
+    }
 }
 
 #[inline(always)]
@@ -107,7 +113,7 @@ unsafe fn span_body<S: Simd, E: Entry>(span: &Span<'_>, q: *const f32, out: *mut
         }
     }
 }
-dispatch!(fn span_step[E: Entry](span: &Span<'_>, q: *const f32, out: *mut f32, state: &mut State) = span_body);
+dispatch!(pub(super) fn span_step[E: Entry](span: &Span<'_>, q: *const f32, out: *mut f32, state: &mut State) = span_body);
 
 impl AttentionContext<'_> {
     /// Causal attention with grouped heads (Ainslie et al. 2023): q [T, Nq * D] -> [T, Nq * Dv]; kind 0 holds K, kind 1 V.
@@ -201,8 +207,7 @@ struct AttentionTasks<'a> {
 
 impl AttentionTasks<'_> {
     fn run<'o, E: Entry>(&self, rows: std::ops::Range<usize>, out: impl Fn(usize, usize) -> &'o mut [f32]) {
-        let mut states: Vec<State> =
-            (0..rows.len() * self.group).map(|_| State { max: f32::NEG_INFINITY, sum: 0.0 }).collect();
+        let mut states: Vec<State> = (0..rows.len() * self.group).map(|_| State::default()).collect();
         let last = self.ctx.positions[rows.end - 1] as usize;
         match self.selection {
             None => {

@@ -24,7 +24,7 @@ pub(crate) async fn readyz(call: Call) -> ApiResult<Response<Body>> {
     }
     recordable(&call.app).await?;
     let models = call.app.models.all();
-    if models.is_empty() {
+    if models.is_empty() && call.app.models.encoders().is_empty() {
         return Err(ApiError::unavailable("no_model", "no model is loaded"));
     }
     for model in models {

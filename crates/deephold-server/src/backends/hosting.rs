@@ -4,12 +4,16 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use deephold_engine::{Request, SamplingParams, Shutdown};
+use deephold_tokenizer::Tokenizer;
 use serde_json::json;
 
+use super::ModelFacts;
+use super::encoding::{EncoderHost, HostedEncoder};
 use super::engine::{Hosted, HostedModel};
 use crate::ServerError;
 use crate::api::error::{ApiError, ApiResult};
 use crate::app::App;
+use crate::metrics::Metrics;
 
 /// How far a model's loading has come.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -20,6 +24,26 @@ pub struct LoadProgress {
     pub done: u64,
     /// Bytes in all; 0 while that is not known.
     pub total: u64,
+}
+
+/// A model that comes into the service.
+pub enum NewModel {
+    /// It writes text.
+    Decoder(Box<HostedModel>),
+    /// It gives vectors.
+    Encoder(Box<HostedEncoder>),
+}
+
+impl From<HostedModel> for NewModel {
+    fn from(model: HostedModel) -> Self {
+        Self::Decoder(Box::new(model))
+    }
+}
+
+impl From<HostedEncoder> for NewModel {
+    fn from(model: HostedEncoder) -> Self {
+        Self::Encoder(Box::new(model))
+    }
 }
 
 /// Makes models out of files; the binary's, which knows formats and memory.
@@ -33,19 +57,83 @@ pub trait ModelLoader: Send + Sync {
         name: &str,
         path: &str,
         progress: &mut dyn FnMut(LoadProgress),
-    ) -> Result<HostedModel, String>;
+    ) -> Result<NewModel, String>;
+}
+
+/// What gives vectors: an encoder, or the states of a model that writes text.
+#[derive(Clone)]
+pub(crate) enum VectorModel {
+    Decoder(Arc<Hosted>),
+    Encoder(Arc<EncoderHost>),
+}
+
+impl VectorModel {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Decoder(m) => &m.name,
+            Self::Encoder(m) => &m.name,
+        }
+    }
+
+    pub(crate) fn facts(&self) -> &ModelFacts {
+        match self {
+            Self::Decoder(m) => &m.facts,
+            Self::Encoder(m) => &m.facts,
+        }
+    }
+
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        match self {
+            Self::Decoder(m) => &m.tokenizer,
+            Self::Encoder(m) => &m.tokenizer,
+        }
+    }
+
+    /// H.
+    pub(crate) fn hidden_size(&self) -> usize {
+        match self {
+            Self::Decoder(m) => m.hidden_size,
+            Self::Encoder(m) => m.hidden_size,
+        }
+    }
+
+    /// Tokens of a text at most: an engine computes one token beyond its prompt.
+    pub(crate) fn text_len_max(&self) -> usize {
+        match self {
+            Self::Decoder(m) => m.max_model_len - 1,
+            Self::Encoder(m) => m.max_model_len,
+        }
+    }
+
+    pub(crate) fn created_s(&self) -> u64 {
+        match self {
+            Self::Decoder(m) => m.created_s,
+            Self::Encoder(m) => m.created_s,
+        }
+    }
 }
 
 /// All loaded models.
 pub(crate) struct Models {
     hosted: RwLock<Vec<Arc<Hosted>>>,
+    encoders: RwLock<Vec<Arc<EncoderHost>>>,
     /// Other names, and the models that they stand for.
     aliases: Vec<(String, String)>,
 }
 
 impl Models {
-    pub(crate) fn new(models: Vec<Hosted>, aliases: Vec<(String, String)>) -> Self {
-        Self { hosted: RwLock::new(models.into_iter().map(Arc::new).collect()), aliases }
+    pub(crate) fn new(aliases: Vec<(String, String)>) -> Self {
+        Self { hosted: RwLock::default(), encoders: RwLock::default(), aliases }
+    }
+
+    /// Encoders, too.
+    pub(crate) fn everything(&self) -> Vec<VectorModel> {
+        let decoders = self.all().into_iter().map(VectorModel::Decoder);
+        decoders.chain(self.encoders().into_iter().map(VectorModel::Encoder)).collect()
+    }
+
+    pub(crate) fn encoders(&self) -> Vec<Arc<EncoderHost>> {
+        self.encoders.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn aliases(&self) -> &[(String, String)] {
@@ -56,12 +144,21 @@ impl Models {
         self.hosted.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<Arc<Hosted>> {
-        self.hosted.read().unwrap_or_else(PoisonError::into_inner).iter().find(|m| m.name == name).cloned()
+    pub(crate) fn add(&self, model: Started) {
+        match model {
+            Started::Decoder(model) => {
+                self.hosted.write().unwrap_or_else(PoisonError::into_inner).push(Arc::new(*model));
+            }
+            Started::Encoder(model) => {
+                self.encoders.write().unwrap_or_else(PoisonError::into_inner).push(Arc::new(*model));
+            }
+        }
     }
 
-    fn add(&self, model: Hosted) {
-        self.hosted.write().unwrap_or_else(PoisonError::into_inner).push(Arc::new(model));
+    fn remove_encoder(&self, name: &str) -> Option<Arc<EncoderHost>> {
+        let mut models = self.encoders.write().unwrap_or_else(PoisonError::into_inner);
+        let at = models.iter().position(|m| m.name == name)?;
+        Some(models.remove(at))
     }
 
     fn remove(&self, name: &str) -> Option<Arc<Hosted>> {
@@ -70,15 +167,60 @@ impl Models {
         Some(models.remove(at))
     }
 
-    /// By its name, else by another one.
+    /// What writes text, by its name, else by another one.
     pub(crate) fn find(&self, name: &str) -> ApiResult<Arc<Hosted>> {
-        let of_alias = || self.get(&self.aliases.iter().find(|(alias, _)| alias == name)?.1);
-        self.get(name).or_else(of_alias).ok_or_else(|| {
+        match self.find_any(name)? {
+            VectorModel::Decoder(model) => Ok(model),
+            VectorModel::Encoder(_) => Err(ApiError::param(
+                "model",
+                "is an encoder: it gives vectors, not text; ask /v1/embeddings or /v1/rerank",
+            )),
+        }
+    }
+
+    fn named(&self, name: &str) -> Option<VectorModel> {
+        self.everything().into_iter().find(|m| m.name() == name)
+    }
+
+    /// An encoder, too.
+    pub(crate) fn find_any(&self, name: &str) -> ApiResult<VectorModel> {
+        let of_alias = || self.named(&self.aliases.iter().find(|(alias, _)| alias == name)?.1);
+        self.named(name).or_else(of_alias).ok_or_else(|| {
             let name: String = name.chars().take(100).collect();
-            let names: Vec<String> = self.all().iter().take(20).map(|m| m.name.clone()).collect();
+            let names: Vec<String> = self.everything().iter().take(20).map(|m| m.name().to_owned()).collect();
             let message = format!("there is no model `{name}`; loaded: {}", names.join(", "));
             ApiError { code: "model_not_found", param: Some("model".into()), ..ApiError::not_found(message) }
         })
+    }
+}
+
+/// A model that has computed something.
+pub(crate) enum Started {
+    Decoder(Box<Hosted>),
+    Encoder(Box<EncoderHost>),
+}
+
+impl Started {
+    /// # Errors
+    /// Its thread cannot be started, or it cannot compute.
+    pub(crate) fn new(model: NewModel, metrics: &Arc<Metrics>, created_s: u64) -> Result<Self, ServerError> {
+        match model {
+            NewModel::Decoder(model) => {
+                let hosted = Hosted::start(*model, metrics, created_s)?;
+                warm_up(&hosted)?;
+                Ok(Self::Decoder(Box::new(hosted)))
+            }
+            NewModel::Encoder(model) => {
+                EncoderHost::start(*model, created_s).map(|host| Self::Encoder(Box::new(host)))
+            }
+        }
+    }
+
+    fn facts(&self) -> &ModelFacts {
+        match self {
+            Self::Decoder(m) => &m.facts,
+            Self::Encoder(m) => &m.facts,
+        }
     }
 }
 
@@ -97,18 +239,17 @@ pub(crate) fn load(
     if app.is_draining.load(Ordering::SeqCst) {
         return Ok(Err("the server is shutting down".into()));
     }
-    if app.models.get(name).is_some() {
+    if app.models.named(name).is_some() {
         return Ok(Err(format!("a model is called `{name}` already; unload it, or give another name")));
     }
     let model = match loader.load(name, path, progress) {
         Ok(model) => model,
         Err(why) => return Ok(Err(why)),
     };
-    let hosted = Hosted::start(model, &app.metrics, app.clock.unix_time().as_secs())?;
-    warm_up(&hosted)?;
-    app.log.append("model", &json!({ "event": "loaded", "model": name, "facts": hosted.facts }))?;
-    tracing::info!(model = name, digest = hosted.facts.digest, "model loaded");
-    app.models.add(hosted);
+    let started = Started::new(model, &app.metrics, app.clock.unix_time().as_secs())?;
+    app.log.append("model", &json!({ "event": "loaded", "model": name, "facts": started.facts() }))?;
+    tracing::info!(model = name, digest = started.facts().digest, "model loaded");
+    app.models.add(started);
     Ok(Ok(()))
 }
 
@@ -118,6 +259,12 @@ pub(crate) fn load(
 /// The log's. The model is gone all the same.
 pub(crate) fn unload(app: &App, name: &str) -> Result<Result<(), String>, ServerError> {
     let _one = app.loading.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(model) = app.models.remove_encoder(name) {
+        // Who holds it computes to the end; its memory is free then.
+        tracing::info!(model = name, "model unloaded");
+        app.log.append("model", &json!({ "event": "unloaded", "model": name, "facts": model.facts }))?;
+        return Ok(Ok(()));
+    }
     let Some(model) = app.models.remove(name) else {
         return Ok(Err(format!("there is no model `{}`", name.chars().take(100).collect::<String>())));
     };
@@ -132,7 +279,7 @@ pub(crate) fn unload(app: &App, name: &str) -> Result<Result<(), String>, Server
 ///
 /// # Errors
 /// The model cannot compute.
-pub(crate) fn warm_up(model: &Hosted) -> Result<(), ServerError> {
+fn warm_up(model: &Hosted) -> Result<(), ServerError> {
     let failed = |what: String| ServerError::Io {
         action: "compute a first token",
         source: std::io::Error::other(what),

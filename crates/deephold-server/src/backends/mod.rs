@@ -1,9 +1,12 @@
-//! What answers: our own engine today.
+//! What answers: our own engines and encoders today.
 
+mod encoding;
 mod engine;
 mod hosting;
 
+pub(crate) use encoding::EncoderHost;
+pub use encoding::HostedEncoder;
 pub(crate) use engine::Hosted;
 pub use engine::{HostedModel, ModelFacts};
-pub use hosting::{LoadProgress, ModelLoader};
-pub(crate) use hosting::{Models, load, unload, warm_up};
+pub use hosting::{LoadProgress, ModelLoader, NewModel};
+pub(crate) use hosting::{Models, Started, VectorModel, load, unload};

@@ -8,4 +8,4 @@ mod vectors;
 pub(crate) use answer::{Answer, Usage};
 pub(crate) use request::{ChatContext, ValidRequest};
 pub(crate) use stream::{Delta, End, Generation, TokenDelta, with_seed};
-pub(crate) use vectors::embed;
+pub(crate) use vectors::{VectorRequest, embed};

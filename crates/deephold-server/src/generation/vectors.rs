@@ -1,14 +1,25 @@
 //! One vector a prompt.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::StatusCode;
+use deephold_base::TokenId;
 use deephold_engine::{Delivery, EngineError, FinishReason, Pooling, Request, RequestId, RequestOutput};
 use tokio::sync::mpsc;
 
-use super::ValidRequest;
+use super::with_seed;
 use crate::api::error::{ApiError, ApiResult};
-use crate::backends::Hosted;
+use crate::backends::{Hosted, VectorModel};
+
+/// Texts that shall become vectors.
+pub(crate) struct VectorRequest {
+    pub(crate) model: VectorModel,
+    /// None is empty.
+    pub(crate) prompts: Vec<Vec<TokenId>>,
+    /// From now on, for the whole request.
+    pub(crate) timeout: Duration,
+}
 
 /// Ends the work of what was accepted when nobody waits for it any more.
 struct Pending {
@@ -22,15 +33,23 @@ impl Drop for Pending {
     }
 }
 
-/// The mean of each prompt's hidden states, in the order of the prompts.
-pub(crate) async fn embed(request: &ValidRequest, tenant: Arc<str>) -> ApiResult<Vec<Vec<f32>>> {
-    let model = Arc::clone(&request.model);
+/// A vector for each prompt, in their order: an encoder's, or the mean of a decoder's hidden states.
+pub(crate) async fn embed(request: &VectorRequest, tenant: Arc<str>) -> ApiResult<Vec<Vec<f32>>> {
+    match &request.model {
+        VectorModel::Encoder(encoder) => encoder.encode(&request.prompts, request.timeout).await,
+        VectorModel::Decoder(model) => pooled(model, request, tenant).await,
+    }
+}
+
+async fn pooled(model: &Arc<Hosted>, request: &VectorRequest, tenant: Arc<str>) -> ApiResult<Vec<Vec<f32>>> {
+    let model = Arc::clone(model);
+    let params = with_seed(model.defaults.clone());
     let deadline = model.engine.now().saturating_add(request.timeout);
     let mut pending = Pending { model: Arc::clone(&model), ids: Vec::new() };
     let (sender, mut outputs) = mpsc::unbounded_channel();
     for (number, prompt) in request.prompts.iter().enumerate() {
         let id = model.next_id();
-        let mut engine_request = Request::new(id, prompt.clone(), request.params.clone());
+        let mut engine_request = Request::new(id, prompt.clone(), params.clone());
         engine_request.tenant = Arc::clone(&tenant);
         engine_request.deadline = Some(deadline);
         engine_request.pooling = Some(Pooling::Mean);

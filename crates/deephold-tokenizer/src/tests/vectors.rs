@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use deephold_testkit::{guide_dir, shared, skip_without_shared};
+use deephold_testkit::{fetched_model, guide_dir, shared, skip_without_shared, testdata};
 use deephold_weights::{Checkpoint, GgufVocab};
 use serde_json::Value;
 
@@ -191,4 +191,19 @@ fn a_checkpoint_brings_its_tokenizer_and_ends() {
             c["answer_ids"].as_array().expect("ids").iter().map(|i| i.as_u64().expect("id") as u32).collect();
         assert_eq!(t.decode(&ids), c["answer"].as_str().expect("answer"));
     }
+}
+
+#[test]
+fn bert_s_words_become_the_reference_s_ids() {
+    let Some(path) = fetched_model("all-minilm-l6-v2") else { return };
+    let t = Tokenizer::from_checkpoint(&Checkpoint::open(&path).expect("a checkpoint")).expect("a tokenizer");
+    let bytes = std::fs::read(testdata("minilm").join("reference.json")).expect("a reference");
+    let tree: Value = serde_json::from_slice(&bytes).expect("JSON");
+    for entry in tree["entries"].as_array().expect("entries") {
+        let text = entry["text"].as_str().expect("a text");
+        let ids = t.encode_prompt(text).expect("ids");
+        assert_eq!(serde_json::json!(ids), entry["ids"], "{text}");
+    }
+    // Lower case and single spaces are all that is left of a text.
+    assert_eq!(t.decode(&t.encode("Unaffable wranglers").expect("ids")), "unaffable wranglers");
 }

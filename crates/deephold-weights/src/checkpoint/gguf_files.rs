@@ -88,6 +88,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, WeightsError> {
         config: serde_json::Value::Null,
         generation_config: None,
         tokenizer_config: None,
+        pooling_config: None,
         tokenizer_json: None,
         static_tokenizer: None,
         chat_template: None,

@@ -167,6 +167,7 @@ pub struct Checkpoint {
     generation_config: Option<Value>,
     tokenizer_config: Option<Value>,
     tokenizer_json: Option<PathBuf>,
+    pooling_config: Option<Value>,
     static_tokenizer: Option<&'static [u8]>,
     chat_template: Option<String>,
     metadata: Option<Metadata>,
@@ -297,6 +298,11 @@ impl Checkpoint {
             crate::gguf::Value::String(json) => Some(json),
             _ => None,
         }
+    }
+
+    /// How an encoder's states become one vector, as sentence-transformers keeps it: 1_Pooling/config.json.
+    pub fn pooling_config(&self) -> Option<&Value> {
+        self.pooling_config.as_ref()
     }
 
     /// tokenizer_config.json.

@@ -13,8 +13,8 @@ use deephold_base::{Clock, SystemClock};
 use deephold_engine::Machine;
 use deephold_server::admin::{AdminAnswer, AdminRequest, execute};
 use deephold_server::{
-    AuditPolicy, HostedModel, LoadProgress, ModelFacts, ModelLoader, Server, ServerConfig, TlsFiles,
-    local_certificate,
+    AuditPolicy, HostedEncoder, HostedModel, LoadProgress, ModelFacts, ModelLoader, NewModel, Server,
+    ServerConfig, TlsFiles, local_certificate,
 };
 use deephold_state::{Keys, Role, SqliteStore};
 use deephold_weights::verify;
@@ -24,7 +24,7 @@ use crate::answer::recommended;
 use crate::cli::{AuditFailureArg, AuditPolicyArg, EngineArgs, LogArg, ServeArgs, value_name};
 use crate::config::{self, Settings};
 use crate::fail::invalid;
-use crate::loaded::{Progress, chat_format, digest, load_checkpoint, machine, open};
+use crate::loaded::{Progress, chat_format, digest, load_checkpoint, load_encoder, machine, open};
 use crate::state_dir::StateDir;
 use crate::{guide, system, terminal};
 
@@ -53,7 +53,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
     let loader = Loader { machine, engine: args.engine.clone(), max_seqs: args.max_seqs };
     let hosted =
         models.iter().map(|(name, path)| loader.host(name, Path::new(path), &mut terminal::phases()));
-    let hosted: Vec<HostedModel> = hosted.collect::<Result<_>>()?;
+    let hosted: Vec<NewModel> = hosted.collect::<Result<_>>()?;
     let first_key = first_key(&store, &log, &*clock)?;
     let inherited = listenfd::ListenFd::from_env().take_tcp_listener(0)?;
     let bind = inherited.as_ref().map_or(Ok(args.bind), std::net::TcpListener::local_addr)?;
@@ -215,7 +215,7 @@ struct Loader {
 }
 
 impl Loader {
-    fn host(&self, name: &str, path: &Path, progress: &mut Progress<'_>) -> Result<HostedModel> {
+    fn host(&self, name: &str, path: &Path, progress: &mut Progress<'_>) -> Result<NewModel> {
         let checkpoint = Arc::new(open(path)?);
         let facts = ModelFacts {
             digest: digest(&checkpoint, progress),
@@ -225,6 +225,21 @@ impl Loader {
             load_as: self.engine.load_as.as_ref().map(value_name),
             ..ModelFacts::default()
         };
+        if deephold_models::is_encoder(&checkpoint)? {
+            let (encoder, tokenizer, memory) =
+                load_encoder(&checkpoint, &self.machine, &self.engine, progress)?;
+            let info = encoder.info();
+            let facts = ModelFacts {
+                architecture: info.architecture.clone(),
+                parameters: info.parameters_total,
+                template: None,
+                cache_type: String::new(),
+                ..facts
+            };
+            let machine = Arc::clone(&self.machine);
+            let name = name.to_owned();
+            return Ok(HostedEncoder { name, encoder, machine, tokenizer, facts, memory }.into());
+        }
         let loaded = load_checkpoint(checkpoint, &self.machine, &self.engine, Instant::now(), progress)?;
         let mut core = loaded.engine(&self.engine, self.max_seqs, |_| ())?;
         let mut defaults = recommended(&loaded.checkpoint);
@@ -238,7 +253,7 @@ impl Loader {
         core.hold(memory);
         defaults.stop_token_ids = tokenizer.stop_ids().to_vec();
         let chat = chat_format(&checkpoint, &tokenizer)?;
-        Ok(HostedModel { name: name.to_owned(), core, tokenizer, chat, defaults, facts })
+        Ok(HostedModel { name: name.to_owned(), core, tokenizer, chat, defaults, facts }.into())
     }
 }
 
@@ -248,7 +263,7 @@ impl ModelLoader for Loader {
         name: &str,
         path: &str,
         progress: &mut dyn FnMut(LoadProgress),
-    ) -> Result<HostedModel, String> {
+    ) -> Result<NewModel, String> {
         let mut report = |phase: &'static str, done, total| {
             progress(LoadProgress { phase: phase.to_owned(), done, total });
         };

@@ -99,6 +99,78 @@ fn a_hole_in_a_program_is_filled() {
     assert_eq!(service.get("/v1/models/coder").json()["capabilities"]["fill_in_the_middle"], true);
 }
 
+/// An encoder beside a model that writes: near things are near, in both languages' order of words, and each does its own work.
+#[test]
+fn an_encoder_gives_vectors_and_ranks_documents() {
+    let Some(model) = fetched_model("all-minilm-l6-v2") else { return };
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    let encoder = format!("minilm={}", text(&model));
+    let service = Service::start(&state, &["guide", &encoder, "--alias", "text-embedding-3-small=minilm"]);
+    let file = deephold_testkit::testdata("minilm").join("reference.json");
+    let reference: Value = serde_json::from_slice(&std::fs::read(file).expect("a reference")).expect("JSON");
+    let entries = reference["entries"].as_array().expect("entries");
+    let texts: Vec<&Value> = entries.iter().map(|e| &e["text"]).collect();
+    let numbers = |v: &Value| -> Vec<f64> { serde_json::from_value(v.clone()).expect("numbers") };
+    let ask = |body: Value| service.post("/v1/embeddings", &body);
+    let answer = ask(object!({ "model": "text-embedding-3-small", "input": texts })).json();
+    for (entry, got) in entries.iter().zip(answer["data"].as_array().expect("vectors")) {
+        let (got, expected) = (numbers(&got["embedding"]), numbers(&entry["vector"]));
+        let cosine: f64 = got.iter().zip(&expected).map(|(a, b)| a * b).sum();
+        assert!((cosine - 1.0).abs() < 1e-5, "{}: {cosine}", entry["text"]);
+    }
+    let tokens: usize = entries.iter().map(|e| e["ids"].as_array().expect("ids").len()).sum();
+    assert_eq!(answer["usage"]["total_tokens"], tokens);
+    let newest = &records(&state, "request")[0];
+    assert_eq!(newest["data"]["vectors"].as_array().map(Vec::len), Some(20));
+    assert_eq!(newest["data"]["vectors"][0]["dimensions"], 384);
+    // One alone has the same bits, given as ids too.
+    let first = &answer["data"][3]["embedding"];
+    assert_eq!(
+        ask(object!({ "model": "minilm", "input": entries[3]["ids"] })).json()["data"][0]["embedding"],
+        *first
+    );
+
+    let long = "steel ".repeat(600);
+    let refused = ask(object!({ "model": "minilm", "input": long }));
+    assert!(refused.status == 400 && refused.body.contains("context_length_exceeded"), "{}", refused.body);
+    let cut = ask(object!({ "model": "minilm", "input": long, "truncate_prompt_tokens": -1 })).json();
+    assert_eq!(cut["usage"]["prompt_tokens"], 512);
+
+    let documents = object!([texts[2], { "text": texts[4] }, texts[5], long]);
+    let mut body =
+        object!({ "model": "minilm", "query": "scratched metal", "documents": documents, "top_n": 2 });
+    let ranked = service.post("/v1/rerank", &body).json();
+    let results = ranked["results"].as_array().expect("results");
+    assert_eq!(results.len(), 2);
+    assert_eq!((&results[0]["index"], &results[0]["document"]["text"]), (&object!(1), texts[4]));
+    let score = |i: usize| results[i]["relevance_score"].as_f64().expect("a score");
+    assert!(score(0) > score(1) && score(0) < 1.0);
+    body["documents"] = object!([1]);
+    assert!(service.post("/v1/rerank", &body).body.contains("\"param\":\"documents\""));
+    // A model that writes ranks as well, by its states.
+    body["model"] = object!("guide");
+    body["documents"] = object!([texts[0], "scratched metal"]);
+    assert_eq!(service.post("/v1/rerank", &body).json()["results"][0]["index"], 1);
+
+    let chat = object!({ "model": "minilm", "messages": [{ "role": "user", "content": QUESTION }] });
+    let chat = service.post("/v1/chat/completions", &chat);
+    assert!(chat.status == 400 && chat.body.contains("/v1/embeddings"), "{}", chat.body);
+    let shown = service.get("/v1/models/minilm").json();
+    assert_eq!(
+        (&shown["capabilities"]["embeddings"], &shown["capabilities"]["chat"]),
+        (&object!(true), &object!(false))
+    );
+    assert_eq!(shown["max_model_len"], 512);
+    let seq =
+        records(&state, "request").iter().find(|r| r["data"]["endpoint"] == "/v1/rerank").expect("a record")
+            ["seq"]
+            .to_string();
+    let replayed =
+        crate::common::deephold(&["audit", "replay", &seq, "--model", text(&model), "--state", text(&state)]);
+    assert!(replayed.code == 65 && replayed.err.contains("is of vectors"), "{}", replayed.err);
+}
+
 /// The official client of Anthropic's API, and a conversation as coding agents hold them.
 #[test]
 fn the_anthropic_package_is_satisfied() {

@@ -1,4 +1,4 @@
-//! `POST /v1/embeddings`: the mean of a prompt's hidden states, of length 1.
+//! `POST /v1/embeddings`: a vector of length 1 for each text, an encoder's or the mean of a decoder's hidden states.
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
@@ -12,7 +12,7 @@ use crate::admission::{Outcome, Permit, recordable};
 use crate::api::error::{ApiError, ApiResult, json_response};
 use crate::api::openapi::{Operation, body, object};
 use crate::call::Call;
-use crate::generation::{Usage, ValidRequest, embed, with_seed};
+use crate::generation::{VectorRequest, embed};
 
 /// Inputs of a request at most.
 const INPUTS_MAX: usize = 256;
@@ -20,46 +20,29 @@ const ENDPOINT: &str = "/v1/embeddings";
 
 pub(crate) async fn embeddings(call: Call) -> ApiResult<Response<Body>> {
     let mut fields = Fields::of_body(call.json()?)?;
-    let model = call.model(&mut fields)?;
-    let prompts = params::prompts(&mut fields, "input", INPUTS_MAX, &model.tokenizer)?;
+    let model = call.vector_model(&mut fields)?;
+    let prompts = params::prompts(&mut fields, "input", INPUTS_MAX, model.tokenizer())?;
     if prompts.iter().any(|p| p.ids.is_empty() || p.text.as_deref() == Some("")) {
         return Err(ApiError::param("input", "must not be empty"));
     }
-    let prompts: Vec<Vec<TokenId>> = prompts.into_iter().map(|p| p.ids).collect();
+    let mut prompts: Vec<Vec<TokenId>> = prompts.into_iter().map(|p| p.ids).collect();
     let as_base64 = match fields.string("encoding_format")?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
         Some(_) => return Err(ApiError::param("encoding_format", "must be float or base64")),
     };
-    let size = model.hidden_size;
+    let size = model.hidden_size();
     let dimensions = fields.integer("dimensions", 1, size as i64)?.map_or(size, |n| n as usize);
+    if let Some(longest) = fields.integer("truncate_prompt_tokens", -1, i64::from(u32::MAX))? {
+        let longest = usize::try_from(longest).ok().filter(|n| *n > 0).unwrap_or(usize::MAX);
+        prompts.iter_mut().for_each(|ids| truncate(ids, longest.min(model.text_len_max())));
+    }
     let timeout = params::timeout(&mut fields, call.app.limits.request_time)?;
     fields.string("user")?;
     fields.finish()?;
     recordable(&call.app).await?;
-    let usage = Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() };
-    let request = ValidRequest {
-        params: with_seed(model.defaults.clone()),
-        model,
-        prompts,
-        chat: None,
-        stops: Vec::new(),
-        timeout,
-        guide: None,
-        priority: 0,
-        cache_salt: Vec::new(),
-    };
-    let who = call.who()?;
-    let mut permit = Permit::new(&call.app, &call.request_id, ENDPOINT, who, &request);
-    permit.usage = usage;
-    let vectors = match embed(&request, who.tenant.clone()).await {
-        Ok(vectors) => vectors,
-        Err(e) => {
-            permit.close(Outcome::Failed).await?;
-            return Err(e);
-        }
-    };
-    permit.close(Outcome::Completed).await?;
+    let request = VectorRequest { model, prompts, timeout };
+    let (vectors, tokens) = recorded(&call, ENDPOINT, &request).await?;
     let entry = |(index, vector): (usize, Vec<f32>)| {
         let vector = unit(&vector[..dimensions]);
         let embedding = match as_base64 {
@@ -72,16 +55,45 @@ pub(crate) async fn embeddings(call: Call) -> ApiResult<Response<Body>> {
         json!({ "object": "embedding", "index": index, "embedding": embedding })
     };
     let data: Vec<Value> = vectors.into_iter().enumerate().map(entry).collect();
-    let tokens = usage.prompt_tokens;
     let body = json!({
-        "object": "list", "model": request.model.name, "data": data,
+        "object": "list", "model": request.model.name(), "data": data,
         "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
     });
     Ok(json_response(StatusCode::OK, &body))
 }
 
+/// Vectors of a request and how many tokens it had, once the audit log has its record.
+pub(super) async fn recorded(
+    call: &Call,
+    endpoint: &str,
+    request: &VectorRequest,
+) -> ApiResult<(Vec<Vec<f32>>, usize)> {
+    let who = call.who()?;
+    let mut permit = Permit::of_vectors(&call.app, &call.request_id, endpoint, who, request);
+    let tokens = permit.usage.prompt_tokens;
+    match embed(request, who.tenant.clone()).await {
+        Ok(vectors) => {
+            permit.add_vectors(&vectors);
+            permit.close(Outcome::Completed).await?;
+            Ok((vectors, tokens))
+        }
+        Err(e) => {
+            permit.close(Outcome::Failed).await?;
+            Err(e)
+        }
+    }
+}
+
+/// Leaves `longest` tokens at most; the last one stays the last, because it may be the mark that ends a text.
+pub(super) fn truncate(ids: &mut Vec<TokenId>, longest: usize) {
+    if let (true, Some(last)) = (ids.len() > longest, ids.last().copied()) {
+        ids.truncate(longest.saturating_sub(1));
+        ids.push(last);
+    }
+}
+
 /// Scaled to length 1; a vector of zeros stays.
-fn unit(vector: &[f32]) -> Vec<f32> {
+pub(super) fn unit(vector: &[f32]) -> Vec<f32> {
     let length = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
     vector.iter().map(|x| (f64::from(*x) * scale) as f32).collect()
@@ -99,6 +111,7 @@ pub(crate) fn describe() -> Operation {
             "input": { "anyOf": [text, ids, list(&text), list(&ids)] },
             "encoding_format": { "enum": ["float", "base64"] },
             "dimensions": { "type": "integer", "minimum": 1, "description": "The first of the vector, scaled to length 1 again" },
+            "truncate_prompt_tokens": { "type": "integer", "minimum": -1, "maximum": u32::MAX, "description": "Longer texts are cut to this; -1 for what the model takes. Without it they are refused" },
             "timeout": { "type": "number", "minimum": 0.001, "maximum": 600 },
             "user": { "type": "string" },
         }),
@@ -118,7 +131,7 @@ pub(crate) fn describe() -> Operation {
         }),
     );
     Operation {
-        summary: "Texts to vectors: the mean of a model's hidden states",
+        summary: "Texts to vectors, by an encoder or by the mean of a model's hidden states",
         request: Some(request),
         answers: vec![("application/json", answer)],
         may_be_unavailable: true,

@@ -7,6 +7,7 @@ pub(crate) mod embeddings;
 mod messages;
 pub(crate) mod models;
 mod params;
+pub(crate) mod rerank;
 pub(crate) mod responses;
 pub(crate) mod tokenize;
 pub(crate) mod tools;

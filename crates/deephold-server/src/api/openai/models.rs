@@ -2,36 +2,36 @@
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
-use deephold_tokenizer::{ChatFormat, THINK_OPEN};
+use deephold_tokenizer::THINK_OPEN;
 use serde_json::{Value, json};
 
 use crate::api::error::{ApiError, ApiResult, json_response};
 use crate::api::openapi::{Operation, object};
-use crate::backends::Hosted;
+use crate::backends::VectorModel;
 use crate::call::Call;
 
 pub(crate) async fn list(call: Call) -> ApiResult<Response<Body>> {
     let who = call.who()?;
-    let models = call.app.models.all();
-    let models = models.iter().filter(|m| who.may_use(&m.name));
+    let models = call.app.models.everything();
+    let models = models.iter().filter(|m| who.may_use(m.name()));
     let data: Vec<Value> =
         models.flat_map(|m| names(&call, m).map(|name| entry(&name, m)).collect::<Vec<_>>()).collect();
     Ok(json_response(StatusCode::OK, &json!({ "object": "list", "data": data })))
 }
 
 /// A model's own name, then its others.
-fn names<'a>(call: &'a Call, model: &'a Hosted) -> impl Iterator<Item = String> + 'a {
-    let aliases = call.app.models.aliases().iter().filter(|(_, target)| *target == model.name);
-    std::iter::once(model.name.clone()).chain(aliases.map(|(alias, _)| alias.clone()))
+fn names<'a>(call: &'a Call, model: &'a VectorModel) -> impl Iterator<Item = String> + 'a {
+    let aliases = call.app.models.aliases().iter().filter(|(_, target)| target == model.name());
+    std::iter::once(model.name().to_owned()).chain(aliases.map(|(alias, _)| alias.clone()))
 }
 
 /// `GET /v1/models/{model}`.
 pub(crate) async fn one(call: Call) -> ApiResult<Response<Body>> {
     let name = call.path.trim_start_matches("/v1/models/");
     let name = percent_decoded(name).ok_or_else(|| ApiError::not_found("there is no such model"))?;
-    let model = call.app.models.find(&name)?;
-    if !call.who()?.may_use(&model.name) {
-        return Err(ApiError::forbidden(format!("this key may not use the model `{}`", model.name)));
+    let model = call.app.models.find_any(&name)?;
+    if !call.who()?.may_use(model.name()) {
+        return Err(ApiError::forbidden(format!("this key may not use the model `{}`", model.name())));
     }
     Ok(json_response(StatusCode::OK, &entry(&name, &model)))
 }
@@ -52,17 +52,23 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-fn entry(name: &str, m: &Hosted) -> Value {
-    let dialect = m.chat.as_ref().map(ChatFormat::tool_dialect);
+fn entry(name: &str, model: &VectorModel) -> Value {
+    let facts = model.facts();
+    let (chat, generates) = match model {
+        VectorModel::Decoder(m) => (m.chat.as_ref(), true),
+        VectorModel::Encoder(_) => (None, false),
+    };
     json!({
-        "id": name, "object": "model", "created": m.created_s, "owned_by": "deephold", "root": m.name,
-        "max_model_len": m.max_model_len, "architecture": m.facts.architecture,
-        "parameters": m.facts.parameters, "license": m.facts.license, "digest": m.facts.digest,
+        "id": name, "object": "model", "created": model.created_s(), "owned_by": "deephold", "root": model.name(),
+        "max_model_len": facts.context, "architecture": facts.architecture,
+        "parameters": facts.parameters, "license": facts.license, "digest": facts.digest,
         "capabilities": {
-            "chat": m.chat.is_some(),
-            "tools": dialect.is_some(),
-            "thinking": m.chat.is_some() && m.tokenizer.token_to_id(THINK_OPEN).is_some(),
-            "fill_in_the_middle": m.tokenizer.can_fill_in_the_middle(),
+            "completions": generates,
+            "chat": chat.is_some(),
+            "tools": chat.is_some(),
+            "thinking": chat.is_some() && model.tokenizer().token_to_id(THINK_OPEN).is_some(),
+            "fill_in_the_middle": generates && model.tokenizer().can_fill_in_the_middle(),
+            "embeddings": true,
         },
     })
 }
