@@ -127,12 +127,13 @@ impl View<'_> {
             );
             rows.push(("layers", layers));
             rows.push(("context", format!("{} tokens", info.max_model_len)));
-            let cache = human_bytes(info.cache_bytes_per_token(CacheDType::F16));
-            let full = info.cache_bytes_per_token(CacheDType::F16).saturating_mul(info.max_model_len as u64);
-            rows.push((
-                "cache",
-                format!("{cache} for each token in f16, {} for a full context", human_bytes(full)),
-            ));
+            // Encoders keep nothing.
+            if !info.cache_layers.is_empty() {
+                let each = info.cache_bytes_per_token(CacheDType::F16);
+                let full = human_bytes(each.saturating_mul(info.max_model_len as u64));
+                let each = human_bytes(each);
+                rows.push(("cache", format!("{each} for each token in f16, {full} for a full context")));
+            }
         }
         rows.push(("files", format!("{} {kind}, {} of weights", files.len(), human_bytes(d.weights_bytes))));
         let formats: Vec<String> = d

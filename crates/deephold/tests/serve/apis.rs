@@ -4,7 +4,7 @@ use deephold_testkit::{TempDir, fetched_model};
 use serde_json::{Value, json as object};
 
 use crate::QUESTION;
-use crate::common::{json, text};
+use crate::common::{json, ok, text};
 use crate::service::{Response, Service};
 use crate::{openai_python, records, replay, run_script};
 
@@ -169,6 +169,14 @@ fn an_encoder_gives_vectors_and_ranks_documents() {
     let replayed =
         crate::common::deephold(&["audit", "replay", &seq, "--model", text(&model), "--state", text(&state)]);
     assert!(replayed.code == 65 && replayed.err.contains("is of vectors"), "{}", replayed.err);
+    // It comes and goes beside the running server as every model does.
+    let vector = || ask(object!({ "model": "minilm", "input": "steel" }));
+    let before = vector().json();
+    ok(&["model", "unload", "minilm", "--state", text(&state)]);
+    assert_eq!(vector().status, 404);
+    ok(&["model", "load", &encoder, "--state", text(&state)]);
+    assert_eq!(vector().json()["data"], before["data"]);
+    assert!(ok(&["model", "list", "--state", text(&state)]).contains("minilm"));
 }
 
 /// The official client of Anthropic's API, and a conversation as coding agents hold them.
