@@ -141,8 +141,7 @@ pub fn load_encoder(
     };
     list.check()?;
     let info = config.info(architecture, &list.items);
-    let stored = |t: &ExpectedTensor| checkpoint.tensor(&t.name).map_or(0, |v| v.bytes().len() as u64);
-    let total_bytes = list.items.iter().filter(|t| !bert::stays_mapped(&t.name)).map(stored).sum();
+    let total_bytes = stored_bytes(checkpoint, list.items.iter().filter(|t| !bert::stays_mapped(&t.name)));
     let mut loader = Loader::new(checkpoint, ops, options, total_bytes, progress);
     Ok(Box::new(bert::Bert::load(checkpoint, config, &mut loader, info)?))
 }
@@ -169,10 +168,14 @@ pub fn load(
     let stays = |t: &&ExpectedTensor| {
         t.active_share.0 == 0 || (t.name == decoder::EMBEDDING && !family.decoder().tie_word_embeddings)
     };
-    let stored = |t: &ExpectedTensor| checkpoint.tensor(&t.name).map_or(0, |v| v.bytes().len() as u64);
-    let total_bytes = list.items.iter().filter(|t| !stays(t)).map(stored).sum();
+    let total_bytes = stored_bytes(checkpoint, list.items.iter().filter(|t| !stays(t)));
     let mut loader = Loader::new(checkpoint, ops, options, total_bytes, progress);
     Ok(Box::new(Decoder::load(checkpoint, &**family, &mut loader, info)?))
+}
+
+/// How many bytes of the files loading will go through.
+fn stored_bytes<'t>(checkpoint: &Checkpoint, tensors: impl Iterator<Item = &'t ExpectedTensor>) -> u64 {
+    tensors.filter_map(|t| checkpoint.tensor(&t.name)).map(|view| view.bytes().len() as u64).sum()
 }
 
 /// Bytes of memory that the weights take once loaded: matrices as the kernels pack them, vectors in float32. From headers

@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use crate::ServerError;
 use crate::access::{IssuedKey, KeyWish, issue_key};
 use crate::app::App;
-use crate::backends::{self, EncoderHost, Hosted, LoadProgress, ModelFacts};
+use crate::backends::{self, LoadProgress, ModelFacts, ServedModel};
 
 /// The longest line.
 const LINE_MAX: u64 = 64 << 10;
@@ -294,26 +294,18 @@ fn perform(
             backends::unload(app, name).map(changed)
         }
         AdminRequest::ListModels => {
-            let one = |m: &Arc<Hosted>| {
-                let stats = m.engine.stats();
-                LoadedModel {
-                    name: m.name.clone(),
-                    facts: m.facts.clone(),
-                    running: stats.running,
-                    waiting: stats.waiting,
-                    cache_bytes: stats.cache_bytes,
-                }
+            let one = |m: &ServedModel| {
+                let (running, waiting, cache_bytes) = match m {
+                    ServedModel::Decoder(m) => {
+                        let stats = m.engine.stats();
+                        (stats.running, stats.waiting, stats.cache_bytes)
+                    }
+                    ServedModel::Encoder(m) => (0, m.waiting(), 0),
+                };
+                let (name, facts) = (m.name().to_owned(), m.facts().clone());
+                LoadedModel { name, facts, running, waiting, cache_bytes }
             };
-            let encoder = |m: &Arc<EncoderHost>| LoadedModel {
-                name: m.name.clone(),
-                facts: m.facts.clone(),
-                running: 0,
-                waiting: m.waiting(),
-                cache_bytes: 0,
-            };
-            let mut models: Vec<LoadedModel> = app.models.all().iter().map(one).collect();
-            models.extend(app.models.encoders().iter().map(encoder));
-            Ok(AdminAnswer::Models(models))
+            Ok(AdminAnswer::Models(app.models.all().iter().map(one).collect()))
         }
         other => execute(other, &*app.store, &app.log, app.unix_ms()),
     }

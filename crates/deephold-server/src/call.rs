@@ -9,7 +9,7 @@ use crate::access::Principal;
 use crate::api::error::{ApiError, ApiResult};
 use crate::api::fields::Fields;
 use crate::app::App;
-use crate::backends::{Hosted, VectorModel};
+use crate::backends::{Hosted, ServedModel};
 
 /// A request that passed the table: who asks, and what.
 pub(crate) struct Call {
@@ -30,23 +30,29 @@ impl Call {
         })
     }
 
-    /// The model that a request names, where its key may use it.
-    pub(crate) fn model(&self, fields: &mut Fields) -> ApiResult<Arc<Hosted>> {
-        let name = fields.need_string("model")?;
-        let model = self.app.models.find(&name)?;
-        if !self.who()?.may_use(&model.name) {
-            return Err(ApiError::forbidden(format!("this key may not use the model `{}`", model.name)));
-        }
-        Ok(model)
-    }
-
-    /// As [`Self::model`], for vectors: encoders, too.
-    pub(crate) fn vector_model(&self, fields: &mut Fields) -> ApiResult<VectorModel> {
-        let model = self.app.models.find_any(&fields.need_string("model")?)?;
+    /// The model of that name, where the request's key may use it.
+    pub(crate) fn model_named(&self, name: &str) -> ApiResult<ServedModel> {
+        let model = self.app.models.find(name)?;
         if !self.who()?.may_use(model.name()) {
             return Err(ApiError::forbidden(format!("this key may not use the model `{}`", model.name())));
         }
         Ok(model)
+    }
+
+    /// The model that a request names, for vectors.
+    pub(crate) fn vector_model(&self, fields: &mut Fields) -> ApiResult<ServedModel> {
+        self.model_named(&fields.need_string("model")?)
+    }
+
+    /// The model that a request names, for text.
+    pub(crate) fn model(&self, fields: &mut Fields) -> ApiResult<Arc<Hosted>> {
+        match self.vector_model(fields)? {
+            ServedModel::Decoder(model) => Ok(model),
+            ServedModel::Encoder(_) => Err(ApiError::param(
+                "model",
+                "is an encoder: it gives vectors, not text; ask /v1/embeddings or /v1/rerank",
+            )),
+        }
     }
 
     /// Who asks; a route that is not open has somebody.

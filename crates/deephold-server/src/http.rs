@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::app::{App, ServerConfig};
-use crate::backends::{Models, NewModel, Started};
+use crate::backends::{self, Models, NewModel};
 use crate::metrics::Metrics;
 use crate::tls::Tls;
 use crate::{ServerError, admin, routes};
@@ -84,7 +84,7 @@ impl Server {
         let warming = Arc::clone(&app);
         let warm = tokio::task::spawn_blocking(move || -> Result<(), ServerError> {
             for model in models {
-                warming.models.add(Started::new(model, &warming.metrics, now_s)?);
+                warming.models.add(backends::start(model, &warming.metrics, now_s)?);
             }
             Ok(())
         });
@@ -178,7 +178,7 @@ impl Server {
         let app = Arc::clone(&self.app);
         let how = if drained.is_ok() { Shutdown::Drain(Duration::ZERO) } else { Shutdown::Now };
         let ended = tokio::task::spawn_blocking(move || {
-            app.models.all().iter().for_each(|m| m.engine.shutdown(how));
+            app.models.decoders().iter().for_each(|m| m.engine.shutdown(how));
         });
         let _ = ended.await;
         // Streams that the shutdown ended still write their records.
@@ -193,7 +193,7 @@ impl Server {
 /// A record of the server's own life.
 async fn note(app: &App, address: SocketAddr, what: &'static str) -> Result<(), ServerError> {
     let models: Vec<_> =
-        app.models.everything().iter().map(|m| json!({ "name": m.name(), "facts": m.facts() })).collect();
+        app.models.all().iter().map(|m| json!({ "name": m.name(), "facts": m.facts() })).collect();
     let data = json!({
         "event": what, "program": env!("CARGO_PKG_VERSION"), "address": address.to_string(),
         "models": models, "tls": app.limits.tls.is_some(), "insecure_http": app.limits.insecure_http,

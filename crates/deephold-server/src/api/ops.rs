@@ -16,24 +16,17 @@ pub(crate) async fn healthz(_: Call) -> ApiResult<Response<Body>> {
     Ok(json_response(StatusCode::OK, &json!({ "status": "alive" })))
 }
 
-/// Requests will be answered: every model has done a real forward pass, no queue is full, the audit log takes records, and the
+/// Requests will be answered: every model has done a real forward pass (one that has not is not there yet), no queue is full, the audit log takes records, and the
 /// server does not drain.
 pub(crate) async fn readyz(call: Call) -> ApiResult<Response<Body>> {
     if call.app.is_draining.load(Ordering::SeqCst) {
         return Err(ApiError::unavailable("draining", "the server is shutting down"));
     }
     recordable(&call.app).await?;
-    let models = call.app.models.all();
-    if models.is_empty() && call.app.models.encoders().is_empty() {
+    if call.app.models.all().is_empty() {
         return Err(ApiError::unavailable("no_model", "no model is loaded"));
     }
-    for model in models {
-        if !model.is_warm.load(Ordering::SeqCst) {
-            return Err(ApiError::unavailable(
-                "warming_up",
-                format!("`{}` has not computed anything yet", model.name),
-            ));
-        }
+    for model in call.app.models.decoders() {
         if model.engine.stats().waiting >= model.max_waiting {
             return Err(ApiError::unavailable(
                 "queue_full",
@@ -47,7 +40,7 @@ pub(crate) async fn readyz(call: Call) -> ApiResult<Response<Body>> {
 /// Prometheus' text.
 pub(crate) async fn metrics(call: Call) -> ApiResult<Response<Body>> {
     let text =
-        call.app.metrics.text(call.app.models.all().iter().map(|m| &**m), (call.app.limits.resident)());
+        call.app.metrics.text(call.app.models.decoders().iter().map(|m| &**m), (call.app.limits.resident)());
     let mut response = Response::new(Body::from(text));
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

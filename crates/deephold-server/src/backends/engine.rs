@@ -1,6 +1,6 @@
 //! Loaded models and the engines on them.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use deephold_engine::{Constraint, EngineCore, EngineHandle, SamplingParams, StepOutput};
@@ -71,8 +71,6 @@ pub(crate) struct Hosted {
     pub(crate) hidden_size: usize,
     pub(crate) max_waiting: usize,
     pub(crate) created_s: u64,
-    /// A real forward pass has been done.
-    pub(crate) is_warm: AtomicBool,
     next_request: AtomicU64,
 }
 
@@ -104,7 +102,6 @@ impl Hosted {
             hidden_size,
             max_waiting,
             created_s,
-            is_warm: AtomicBool::new(false),
             next_request: AtomicU64::new(1),
         })
     }

@@ -60,14 +60,14 @@ pub trait ModelLoader: Send + Sync {
     ) -> Result<NewModel, String>;
 }
 
-/// What gives vectors: an encoder, or the states of a model that writes text.
+/// A model that has computed something: each gives vectors, a decoder from its states.
 #[derive(Clone)]
-pub(crate) enum VectorModel {
+pub(crate) enum ServedModel {
     Decoder(Arc<Hosted>),
     Encoder(Arc<EncoderHost>),
 }
 
-impl VectorModel {
+impl ServedModel {
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Decoder(m) => &m.name,
@@ -115,111 +115,78 @@ impl VectorModel {
 
 /// All loaded models.
 pub(crate) struct Models {
-    hosted: RwLock<Vec<Arc<Hosted>>>,
-    encoders: RwLock<Vec<Arc<EncoderHost>>>,
+    served: RwLock<Vec<ServedModel>>,
     /// Other names, and the models that they stand for.
     aliases: Vec<(String, String)>,
 }
 
 impl Models {
     pub(crate) fn new(aliases: Vec<(String, String)>) -> Self {
-        Self { hosted: RwLock::default(), encoders: RwLock::default(), aliases }
+        Self { served: RwLock::default(), aliases }
     }
 
-    /// Encoders, too.
-    pub(crate) fn everything(&self) -> Vec<VectorModel> {
-        let decoders = self.all().into_iter().map(VectorModel::Decoder);
-        decoders.chain(self.encoders().into_iter().map(VectorModel::Encoder)).collect()
+    /// In the order in which they came.
+    pub(crate) fn all(&self) -> Vec<ServedModel> {
+        self.served.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn encoders(&self) -> Vec<Arc<EncoderHost>> {
-        self.encoders.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Those that write text.
+    pub(crate) fn decoders(&self) -> Vec<Arc<Hosted>> {
+        let decoder = |model| match model {
+            ServedModel::Decoder(model) => Some(model),
+            ServedModel::Encoder(_) => None,
+        };
+        self.all().into_iter().filter_map(decoder).collect()
     }
 
     pub(crate) fn aliases(&self) -> &[(String, String)] {
         &self.aliases
     }
 
-    pub(crate) fn all(&self) -> Vec<Arc<Hosted>> {
-        self.hosted.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn add(&self, model: ServedModel) {
+        self.served.write().unwrap_or_else(PoisonError::into_inner).push(model);
     }
 
-    pub(crate) fn add(&self, model: Started) {
-        match model {
-            Started::Decoder(model) => {
-                self.hosted.write().unwrap_or_else(PoisonError::into_inner).push(Arc::new(*model));
-            }
-            Started::Encoder(model) => {
-                self.encoders.write().unwrap_or_else(PoisonError::into_inner).push(Arc::new(*model));
-            }
-        }
-    }
-
-    fn remove_encoder(&self, name: &str) -> Option<Arc<EncoderHost>> {
-        let mut models = self.encoders.write().unwrap_or_else(PoisonError::into_inner);
-        let at = models.iter().position(|m| m.name == name)?;
+    fn remove(&self, name: &str) -> Option<ServedModel> {
+        let mut models = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        let at = models.iter().position(|m| m.name() == name)?;
         Some(models.remove(at))
     }
 
-    fn remove(&self, name: &str) -> Option<Arc<Hosted>> {
-        let mut models = self.hosted.write().unwrap_or_else(PoisonError::into_inner);
-        let at = models.iter().position(|m| m.name == name)?;
-        Some(models.remove(at))
+    fn named(&self, name: &str) -> Option<ServedModel> {
+        let models = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        models.iter().find(|m| m.name() == name).cloned()
     }
 
-    /// What writes text, by its name, else by another one.
-    pub(crate) fn find(&self, name: &str) -> ApiResult<Arc<Hosted>> {
-        match self.find_any(name)? {
-            VectorModel::Decoder(model) => Ok(model),
-            VectorModel::Encoder(_) => Err(ApiError::param(
-                "model",
-                "is an encoder: it gives vectors, not text; ask /v1/embeddings or /v1/rerank",
-            )),
-        }
-    }
-
-    fn named(&self, name: &str) -> Option<VectorModel> {
-        self.everything().into_iter().find(|m| m.name() == name)
-    }
-
-    /// An encoder, too.
-    pub(crate) fn find_any(&self, name: &str) -> ApiResult<VectorModel> {
+    /// By its name, else by another one.
+    pub(crate) fn find(&self, name: &str) -> ApiResult<ServedModel> {
         let of_alias = || self.named(&self.aliases.iter().find(|(alias, _)| alias == name)?.1);
         self.named(name).or_else(of_alias).ok_or_else(|| {
             let name: String = name.chars().take(100).collect();
-            let names: Vec<String> = self.everything().iter().take(20).map(|m| m.name().to_owned()).collect();
+            let names: Vec<String> = self.all().iter().take(20).map(|m| m.name().to_owned()).collect();
             let message = format!("there is no model `{name}`; loaded: {}", names.join(", "));
             ApiError { code: "model_not_found", param: Some("model".into()), ..ApiError::not_found(message) }
         })
     }
 }
 
-/// A model that has computed something.
-pub(crate) enum Started {
-    Decoder(Box<Hosted>),
-    Encoder(Box<EncoderHost>),
-}
-
-impl Started {
-    /// # Errors
-    /// Its thread cannot be started, or it cannot compute.
-    pub(crate) fn new(model: NewModel, metrics: &Arc<Metrics>, created_s: u64) -> Result<Self, ServerError> {
-        match model {
-            NewModel::Decoder(model) => {
-                let hosted = Hosted::start(*model, metrics, created_s)?;
-                warm_up(&hosted)?;
-                Ok(Self::Decoder(Box::new(hosted)))
-            }
-            NewModel::Encoder(model) => {
-                EncoderHost::start(*model, created_s).map(|host| Self::Encoder(Box::new(host)))
-            }
+/// Starts a model's engine and lets it compute.
+///
+/// # Errors
+/// Its thread cannot be started, or it cannot compute.
+pub(crate) fn start(
+    model: NewModel,
+    metrics: &Arc<Metrics>,
+    created_s: u64,
+) -> Result<ServedModel, ServerError> {
+    match model {
+        NewModel::Decoder(model) => {
+            let hosted = Hosted::start(*model, metrics, created_s)?;
+            warm_up(&hosted)?;
+            Ok(ServedModel::Decoder(Arc::new(hosted)))
         }
-    }
-
-    fn facts(&self) -> &ModelFacts {
-        match self {
-            Self::Decoder(m) => &m.facts,
-            Self::Encoder(m) => &m.facts,
+        NewModel::Encoder(model) => {
+            Ok(ServedModel::Encoder(Arc::new(EncoderHost::start(*model, created_s)?)))
         }
     }
 }
@@ -246,7 +213,7 @@ pub(crate) fn load(
         Ok(model) => model,
         Err(why) => return Ok(Err(why)),
     };
-    let started = Started::new(model, &app.metrics, app.clock.unix_time().as_secs())?;
+    let started = start(model, &app.metrics, app.clock.unix_time().as_secs())?;
     app.log.append("model", &json!({ "event": "loaded", "model": name, "facts": started.facts() }))?;
     tracing::info!(model = name, digest = started.facts().digest, "model loaded");
     app.models.add(started);
@@ -259,19 +226,16 @@ pub(crate) fn load(
 /// The log's. The model is gone all the same.
 pub(crate) fn unload(app: &App, name: &str) -> Result<Result<(), String>, ServerError> {
     let _one = app.loading.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(model) = app.models.remove_encoder(name) {
-        // Who holds it computes to the end; its memory is free then.
-        tracing::info!(model = name, "model unloaded");
-        app.log.append("model", &json!({ "event": "unloaded", "model": name, "facts": model.facts }))?;
-        return Ok(Ok(()));
-    }
     let Some(model) = app.models.remove(name) else {
         return Ok(Err(format!("there is no model `{}`", name.chars().take(100).collect::<String>())));
     };
-    model.engine.shutdown(Shutdown::Drain(app.limits.drain_time));
+    // Requests hold an encoder until they end; an engine is told to.
+    if let ServedModel::Decoder(model) = &model {
+        model.engine.shutdown(Shutdown::Drain(app.limits.drain_time));
+    }
     app.metrics.forget(name);
     tracing::info!(model = name, "model unloaded");
-    app.log.append("model", &json!({ "event": "unloaded", "model": name, "facts": model.facts }))?;
+    app.log.append("model", &json!({ "event": "unloaded", "model": name, "facts": model.facts() }))?;
     Ok(Ok(()))
 }
 
@@ -291,6 +255,5 @@ fn warm_up(model: &Hosted) -> Result<(), ServerError> {
     if let Some(message) = output.message {
         return Err(failed(message));
     }
-    model.is_warm.store(true, Ordering::SeqCst);
     Ok(())
 }

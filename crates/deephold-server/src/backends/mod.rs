@@ -4,9 +4,8 @@ mod encoding;
 mod engine;
 mod hosting;
 
-pub(crate) use encoding::EncoderHost;
 pub use encoding::HostedEncoder;
 pub(crate) use engine::Hosted;
 pub use engine::{HostedModel, ModelFacts};
 pub use hosting::{LoadProgress, ModelLoader, NewModel};
-pub(crate) use hosting::{Models, Started, VectorModel, load, unload};
+pub(crate) use hosting::{Models, ServedModel, load, start, unload};

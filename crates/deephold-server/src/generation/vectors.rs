@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 
 use super::with_seed;
 use crate::api::error::{ApiError, ApiResult};
-use crate::backends::{Hosted, VectorModel};
+use crate::backends::{Hosted, ServedModel};
 
 /// Texts that shall become vectors.
 pub(crate) struct VectorRequest {
-    pub(crate) model: VectorModel,
+    pub(crate) model: ServedModel,
     /// None is empty.
     pub(crate) prompts: Vec<Vec<TokenId>>,
     /// From now on, for the whole request.
@@ -36,8 +36,8 @@ impl Drop for Pending {
 /// A vector for each prompt, in their order: an encoder's, or the mean of a decoder's hidden states.
 pub(crate) async fn embed(request: &VectorRequest, tenant: Arc<str>) -> ApiResult<Vec<Vec<f32>>> {
     match &request.model {
-        VectorModel::Encoder(encoder) => encoder.encode(&request.prompts, request.timeout).await,
-        VectorModel::Decoder(model) => pooled(model, request, tenant).await,
+        ServedModel::Encoder(encoder) => encoder.encode(&request.prompts, request.timeout).await,
+        ServedModel::Decoder(model) => pooled(model, request, tenant).await,
     }
 }
 

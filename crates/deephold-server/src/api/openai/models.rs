@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use crate::api::error::{ApiError, ApiResult, json_response};
 use crate::api::openapi::{Operation, object};
-use crate::backends::VectorModel;
+use crate::backends::ServedModel;
 use crate::call::Call;
 
 pub(crate) async fn list(call: Call) -> ApiResult<Response<Body>> {
     let who = call.who()?;
-    let models = call.app.models.everything();
+    let models = call.app.models.all();
     let models = models.iter().filter(|m| who.may_use(m.name()));
     let data: Vec<Value> =
         models.flat_map(|m| names(&call, m).map(|name| entry(&name, m)).collect::<Vec<_>>()).collect();
@@ -20,7 +20,7 @@ pub(crate) async fn list(call: Call) -> ApiResult<Response<Body>> {
 }
 
 /// A model's own name, then its others.
-fn names<'a>(call: &'a Call, model: &'a VectorModel) -> impl Iterator<Item = String> + 'a {
+fn names<'a>(call: &'a Call, model: &'a ServedModel) -> impl Iterator<Item = String> + 'a {
     let aliases = call.app.models.aliases().iter().filter(|(_, target)| target == model.name());
     std::iter::once(model.name().to_owned()).chain(aliases.map(|(alias, _)| alias.clone()))
 }
@@ -29,10 +29,7 @@ fn names<'a>(call: &'a Call, model: &'a VectorModel) -> impl Iterator<Item = Str
 pub(crate) async fn one(call: Call) -> ApiResult<Response<Body>> {
     let name = call.path.trim_start_matches("/v1/models/");
     let name = percent_decoded(name).ok_or_else(|| ApiError::not_found("there is no such model"))?;
-    let model = call.app.models.find_any(&name)?;
-    if !call.who()?.may_use(model.name()) {
-        return Err(ApiError::forbidden(format!("this key may not use the model `{}`", model.name())));
-    }
+    let model = call.model_named(&name)?;
     Ok(json_response(StatusCode::OK, &entry(&name, &model)))
 }
 
@@ -52,11 +49,11 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-fn entry(name: &str, model: &VectorModel) -> Value {
+fn entry(name: &str, model: &ServedModel) -> Value {
     let facts = model.facts();
     let (chat, generates) = match model {
-        VectorModel::Decoder(m) => (m.chat.as_ref(), true),
-        VectorModel::Encoder(_) => (None, false),
+        ServedModel::Decoder(m) => (m.chat.as_ref(), true),
+        ServedModel::Encoder(_) => (None, false),
     };
     json!({
         "id": name, "object": "model", "created": model.created_s(), "owned_by": "deephold", "root": model.name(),
