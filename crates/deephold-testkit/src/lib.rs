@@ -6,6 +6,7 @@
 mod close;
 mod data;
 mod golden;
+pub mod hostile;
 mod rng;
 mod safetensors;
 mod synthetic;

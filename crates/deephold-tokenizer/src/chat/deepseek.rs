@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::RenderOptions;
-use super::python::{JsonStyle, dumps};
+use super::python::json;
 use crate::TokenizerError;
 use crate::reasoning::{THINK_CLOSE, THINK_OPEN};
 
@@ -88,10 +88,6 @@ fn text<'a>(message: &'a Value, key: &str) -> &'a str {
 fn tools(message: &Value) -> impl Iterator<Item = &Value> {
     let tools = message.get("tools").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     tools.iter().map(|t| t.get("function").unwrap_or(t))
-}
-
-fn json(value: &Value) -> String {
-    dumps(value, &JsonStyle::default())
 }
 
 impl Encoder<'_> {

@@ -1,6 +1,7 @@
 //! Messages to prompts.
 
 mod deepseek;
+mod program;
 mod python;
 mod template;
 mod words;

@@ -1,25 +1,60 @@
-//! What templates expect of Python: `json.dumps`, `repr`, `strftime`.
+//! What templates expect of Python: `json.dumps`, `repr`, `strftime`, and methods.
 
-use minijinja::{Error, Value as JinjaValue};
+use minijinja::{Error, ErrorKind, State, Value as JinjaValue};
+use minijinja_contrib::pycompat;
 use serde_json::Value;
 
 /// Options of `json.dumps`.
 #[derive(Default)]
 pub(super) struct JsonStyle {
+    /// Whether the text ends at [`MAX_PRINTED`]: for what a template chose.
+    pub(super) limited: bool,
     pub(super) indent: Option<usize>,
     pub(super) ensure_ascii: bool,
     pub(super) sort_keys: bool,
     pub(super) separators: Option<Vec<String>>,
 }
 
-/// `json.dumps`: by default with a space behind comma and colon, and every character as it is.
-pub(super) fn dumps(value: &Value, style: &JsonStyle) -> String {
+/// Bytes that one value may print as: indents, separators and escapes can make much of little.
+const MAX_PRINTED: usize = 64 << 20;
+
+/// The text is beyond [`MAX_PRINTED`].
+#[derive(Debug)]
+pub(super) struct TooLong;
+
+impl From<TooLong> for Error {
+    fn from(_: TooLong) -> Self {
+        let limit = MAX_PRINTED >> 20;
+        Self::new(ErrorKind::InvalidOperation, format!("a value prints as more than {limit} MiB of text"))
+    }
+}
+
+/// Room for `more` bytes behind `out`.
+fn room(out: &str, more: usize, limit: usize) -> Result<(), TooLong> {
+    if out.len().saturating_add(more) > limit { Err(TooLong) } else { Ok(()) }
+}
+
+/// A value of ours in the default style.
+pub(super) fn json(value: &Value) -> String {
     let mut out = String::new();
-    dump(value, style, 0, &mut out);
+    // Without a limit it cannot be too long.
+    dump(value, &JsonStyle::default(), 0, &mut out).ok();
     out
 }
 
-fn dump(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) {
+/// `json.dumps`: by default with a space behind comma and colon, and every character as it is.
+pub(super) fn dumps(value: &Value, style: &JsonStyle) -> Result<String, TooLong> {
+    let mut out = String::new();
+    dump(value, style, 0, &mut out)?;
+    Ok(out)
+}
+
+fn dump(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) -> Result<(), TooLong> {
+    // A line break, an indent and a separator go with each item.
+    let separators = style.separators.as_deref().unwrap_or_default();
+    let around = style.indent.unwrap_or(0) * (depth + 1) + separators.iter().map(String::len).sum::<usize>();
+    let limit = if style.limited { MAX_PRINTED } else { usize::MAX };
+    room(out, around + 64, limit)?;
     let (comma, colon) = match style.separators.as_deref() {
         Some([comma, colon, ..]) => (comma.as_str(), colon.as_str()),
         // With an indent the line break follows the comma, not a space.
@@ -35,7 +70,7 @@ fn dump(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) {
         Value::Null => out.push_str("null"),
         Value::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
         Value::Number(n) => out.push_str(&number(n)),
-        Value::String(s) => string(s, style.ensure_ascii, out),
+        Value::String(s) => string(s, style.ensure_ascii, limit, out)?,
         Value::Array(items) if items.is_empty() => out.push_str("[]"),
         Value::Array(items) => {
             out.push('[');
@@ -44,7 +79,7 @@ fn dump(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) {
                     out.push_str(comma);
                 }
                 line(out, depth + 1);
-                dump(item, style, depth + 1, out);
+                dump(item, style, depth + 1, out)?;
             }
             line(out, depth);
             out.push(']');
@@ -61,14 +96,15 @@ fn dump(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) {
                     out.push_str(comma);
                 }
                 line(out, depth + 1);
-                string(key, style.ensure_ascii, out);
+                string(key, style.ensure_ascii, limit, out)?;
                 out.push_str(colon);
-                dump(item, style, depth + 1, out);
+                dump(item, style, depth + 1, out)?;
             }
             line(out, depth);
             out.push('}');
         }
     }
+    Ok(())
 }
 
 /// Python writes exponents with a sign and two digits.
@@ -87,7 +123,8 @@ fn number(n: &serde_json::Number) -> String {
     }
 }
 
-fn string(text: &str, ensure_ascii: bool, out: &mut String) {
+fn string(text: &str, ensure_ascii: bool, limit: usize, out: &mut String) -> Result<(), TooLong> {
+    room(out, 6 * text.len(), limit)?;
     out.push('"');
     for c in text.chars() {
         match c {
@@ -108,24 +145,27 @@ fn string(text: &str, ensure_ascii: bool, out: &mut String) {
         }
     }
     out.push('"');
+    Ok(())
 }
 
 /// `repr` of lists and maps, which templates print where they mean a literal.
 pub(super) fn repr(value: &JinjaValue) -> Result<String, Error> {
     let tree = serde_json::to_value(value).map_err(|e| {
-        Error::new(minijinja::ErrorKind::BadSerialization, "a value that cannot be printed").with_source(e)
+        Error::new(ErrorKind::BadSerialization, "a value that cannot be printed").with_source(e)
     })?;
     let mut out = String::new();
-    write_repr(&tree, &mut out);
+    write_repr(&tree, &mut out)?;
     Ok(out)
 }
 
-fn write_repr(value: &Value, out: &mut String) {
+fn write_repr(value: &Value, out: &mut String) -> Result<(), TooLong> {
+    room(out, 64, MAX_PRINTED)?;
     match value {
         Value::Null => out.push_str("None"),
         Value::Bool(b) => out.push_str(if *b { "True" } else { "False" }),
         Value::Number(n) => out.push_str(&number(n)),
         Value::String(s) => {
+            room(out, 4 * s.len(), MAX_PRINTED)?;
             // Python prefers single quotes unless only they occur in the text.
             let quote = if s.contains('\'') && !s.contains('"') { '"' } else { '\'' };
             out.push(quote);
@@ -151,7 +191,7 @@ fn write_repr(value: &Value, out: &mut String) {
                 if i > 0 {
                     out.push_str(", ");
                 }
-                write_repr(item, out);
+                write_repr(item, out)?;
             }
             out.push(']');
         }
@@ -161,13 +201,47 @@ fn write_repr(value: &Value, out: &mut String) {
                 if i > 0 {
                     out.push_str(", ");
                 }
-                write_repr(&Value::String(key.clone()), out);
+                write_repr(&Value::String(key.clone()), out)?;
                 out.push_str(": ");
-                write_repr(item, out);
+                write_repr(item, out)?;
             }
             out.push('}');
         }
     }
+    Ok(())
+}
+
+/// Python's methods of texts, lists and maps, with what the library does not charge for: the items of a split and the widths
+/// and repetitions of a format.
+pub(super) fn method(
+    state: &mut State<'_, '_>,
+    value: &JinjaValue,
+    name: &str,
+    args: &[JinjaValue],
+) -> Result<JinjaValue, Error> {
+    match (value.as_str(), name) {
+        (Some(text), "split") => {
+            let separator = args.first().and_then(JinjaValue::as_str).filter(|s| !s.is_empty());
+            let items =
+                separator.map_or_else(|| text.split_whitespace().count(), |s| text.matches(s).count());
+            state.consume_fuel(items as u64)?;
+        }
+        (Some(text), "splitlines") => state.consume_fuel(text.matches('\n').count() as u64)?,
+        (Some(text), "format") => {
+            let longest = args.iter().filter_map(JinjaValue::as_str).map(str::len).max().unwrap_or(0);
+            let fields = text.matches('{').count();
+            // A width is a number within the text.
+            let widths: Vec<usize> =
+                text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
+            let width = widths.iter().fold(0, |sum: usize, n| sum.saturating_add(*n));
+            let overflows = text.split(|c: char| !c.is_ascii_digit()).any(|n| n.len() > 9);
+            if overflows || width.saturating_add(fields.saturating_mul(longest)) > MAX_PRINTED {
+                return Err(TooLong.into());
+            }
+        }
+        _ => {}
+    }
+    pycompat::unknown_method_callback(state, value, name, args)
 }
 
 const MONTHS: [&str; 12] = [
@@ -256,10 +330,19 @@ mod tests {
     fn json_is_python_s() {
         let v = serde_json::json!({"b": [1, 2.5, 1e-7, null], "a": "é\n\u{1}", "e": {}});
         let s = JsonStyle::default();
-        assert_eq!(dumps(&v, &s), "{\"b\": [1, 2.5, 1e-07, null], \"a\": \"é\\n\\u0001\", \"e\": {}}");
-        let s = JsonStyle { indent: Some(2), sort_keys: true, ensure_ascii: true, separators: None };
         assert_eq!(
-            dumps(&v, &s),
+            dumps(&v, &s).expect("short"),
+            "{\"b\": [1, 2.5, 1e-07, null], \"a\": \"é\\n\\u0001\", \"e\": {}}"
+        );
+        let s = JsonStyle {
+            limited: true,
+            indent: Some(2),
+            sort_keys: true,
+            ensure_ascii: true,
+            separators: None,
+        };
+        assert_eq!(
+            dumps(&v, &s).expect("short"),
             "{\n  \"a\": \"\\u00e9\\n\\u0001\",\n  \"b\": [\n    1,\n    2.5,\n    1e-07,\n    null\n  ],\n  \"e\": {}\n}"
         );
     }

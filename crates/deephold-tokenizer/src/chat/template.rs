@@ -2,27 +2,34 @@
 //!
 //! A template is foreign code: its length, steps, depth and output are bounded, and it sees nothing but its variables.
 
-use std::io::{self, Write};
-
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Output, State, Value as JinjaValue};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value as JinjaValue, machinery};
 use serde_json::Value;
 
+use super::program::{self, Program};
 use super::{RenderOptions, python};
 use crate::{Dialect, Tokenizer, TokenizerError};
 
 const MAX_SOURCE: usize = 1 << 20;
-const MAX_OUTPUT: usize = 64 << 20;
 
-/// Steps of the template's machine; the longest published template takes some hundreds a message.
-const FUEL: u64 = 50_000_000;
+/// Messages and tools as JSON: a context of a million tokens is some 5 MiB of text.
+const MAX_INPUT: usize = 16 << 20;
 
-const NAME: &str = "chat";
+/// Work, of which an instruction is one unit, and so are 64 bytes built, written or read by a filter, and two values visited.
+/// The longest published template takes some hundreds a message, and 256 MiB of text over all.
+const FUEL: u64 = 4 << 20;
+
+/// More work for long conversations: the template of DeepSeek-V3.2 goes through all messages for each result of a tool.
+const FUEL_FOR_EACH_PAIR: u64 = 20;
+const MAX_FUEL: u64 = 64 << 20;
+
+pub(super) const NAME: &str = "chat";
 
 /// A compiled template with the tokenizer's markers.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    program: Program,
     source: String,
     traits: Traits,
     bos: Option<String>,
@@ -91,24 +98,22 @@ impl ChatTemplate {
             let (what, limit) = ("the chat template in bytes", MAX_SOURCE);
             return Err(TokenizerError::TooLarge { what, actual: source.len(), limit });
         }
-        let mut environment = Environment::new();
         let mut syntax = SyntaxConfig::builder();
         let syntax = syntax.trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| TokenizerError::Template(describe(&e)))?);
+        let syntax = syntax.map_err(|e| TokenizerError::Template(describe(&e)))?;
+        let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(100);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
         environment.set_formatter(format);
         environment.add_filter("tojson", to_json);
         environment.add_filter("from_json", from_json);
         environment.add_function("raise_exception", raise);
+        program::add_bounds(&mut environment);
         // `generation` marks the assistant's text for training and prints nothing.
-        let plain = without_generation_marks(source);
-        environment
-            .add_template_owned(NAME.to_owned(), plain)
+        let program = program::compile(without_generation_marks(source), &syntax)
             .map_err(|e| TokenizerError::Template(describe(&e)))?;
-        Ok(Self { environment, source: source.to_owned(), traits: Traits::of(source), bos, eos })
+        Ok(Self { environment, program, source: source.to_owned(), traits: Traits::of(source), bos, eos })
     }
 
     /// The template's text.
@@ -124,10 +129,14 @@ impl ChatTemplate {
     /// The prompt for `messages`.
     ///
     /// # Errors
-    /// What the template raises, a step or output limit.
+    /// What the template raises, messages beyond 16 MiB, or a limit on the work or the values of a template.
     pub fn render(&self, messages: &Value, options: &RenderOptions) -> Result<String, TokenizerError> {
         let fail = |e: &Error| TokenizerError::Template(describe(e));
-        let template = self.environment.get_template(NAME).map_err(|e| fail(&e))?;
+        let size = text_of(messages) + options.tools.as_ref().map_or(0, text_of);
+        if size > MAX_INPUT {
+            let what = "the text of the messages in bytes";
+            return Err(TokenizerError::TooLarge { what, actual: size, limit: MAX_INPUT });
+        }
         let mut variables = options.variables.clone();
         let mut set = |key: &str, value: Value| {
             variables.entry(key).or_insert(value);
@@ -150,9 +159,31 @@ impl ChatTemplate {
         let now = options.unix_seconds;
         let strftime = JinjaValue::from_function(move |format: &str| python::strftime(format, now));
         let context = minijinja::context! { strftime_now => strftime, ..JinjaValue::from(Serde(variables)) };
-        let mut out = Bounded(Vec::new());
-        template.render_captured_to(context, &mut out).map_err(|e| fail(&e))?;
-        String::from_utf8(out.0).map_err(|_| TokenizerError::Template("it wrote invalid UTF-8".to_owned()))
+        let count = messages.as_array().map_or(0, |m| m.len() as u64);
+        let fuel = FUEL.saturating_add(FUEL_FOR_EACH_PAIR.saturating_mul(count * count)).min(MAX_FUEL);
+        let mut environment = std::borrow::Cow::Borrowed(&self.environment);
+        if count > 100 {
+            environment.to_mut().set_fuel(Some(fuel));
+        }
+        let mut text = String::new();
+        self.program
+            .with_dependent(|_, code| {
+                let out = &mut machinery::make_string_output(&mut text);
+                let (code, blocks) = (&code.instructions, &code.blocks);
+                machinery::eval(&environment, code, context, blocks, out, AutoEscape::None).map(drop)
+            })
+            .map_err(|e| fail(&e))?;
+        Ok(text)
+    }
+}
+
+/// Bytes of text in a value.
+fn text_of(value: &Value) -> usize {
+    match value {
+        Value::String(s) => s.len(),
+        Value::Array(items) => items.iter().map(text_of).sum(),
+        Value::Object(map) => map.iter().map(|(key, item)| key.len() + text_of(item)).sum(),
+        _ => 0,
     }
 }
 
@@ -162,37 +193,25 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
-/// Collects output up to the limit.
-struct Bounded(Vec<u8>);
-
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT {
-            return Err(io::Error::other(format!("it writes more than {MAX_OUTPUT} bytes")));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Prints values as Python does.
-fn format(out: &mut Output<'_>, _: &mut State<'_, '_>, value: &JinjaValue) -> Result<(), Error> {
+fn format(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &JinjaValue) -> Result<(), Error> {
     let written = match value.kind() {
         ValueKind::None => out.write_str("None"),
         ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Undefined => Ok(()),
-        ValueKind::Map | ValueKind::Seq => out.write_str(&python::repr(value)?),
+        ValueKind::Map | ValueKind::Seq | ValueKind::Iterable => {
+            program::weigh(state, value)?;
+            out.write_str(&python::repr(value)?)
+        }
         _ => write!(out, "{value}"),
     };
     written.map_err(Error::from)
 }
 
-fn to_json(value: &JinjaValue, kwargs: Kwargs) -> Result<JinjaValue, Error> {
+fn to_json(state: &State<'_, '_>, value: &JinjaValue, kwargs: Kwargs) -> Result<JinjaValue, Error> {
+    program::weigh(state, value)?;
     let style = python::JsonStyle {
+        limited: true,
         indent: kwargs.get::<Option<usize>>("indent")?.map(|n| n.min(32)),
         ensure_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
         sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
@@ -201,7 +220,7 @@ fn to_json(value: &JinjaValue, kwargs: Kwargs) -> Result<JinjaValue, Error> {
     kwargs.assert_all_used()?;
     let tree = serde_json::to_value(value)
         .map_err(|e| Error::new(ErrorKind::BadSerialization, "tojson: not a JSON value").with_source(e))?;
-    Ok(JinjaValue::from(python::dumps(&tree, &style)))
+    Ok(JinjaValue::from(python::dumps(&tree, &style)?))
 }
 
 fn from_json(text: &str) -> Result<JinjaValue, Error> {
@@ -221,7 +240,7 @@ fn describe(error: &Error) -> String {
         None => error.kind().to_string(),
     };
     if error.kind() == ErrorKind::OutOfFuel {
-        out = format!("it did not end within {FUEL} steps");
+        out = "it takes more steps, or builds more text, than any known template needs".to_owned();
     }
     if let Some(source) = std::error::Error::source(error) {
         out = format!("{out}: {source}");

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::python::{JsonStyle, dumps};
+use super::python::json as to_json;
 use crate::Dialect;
 
 /// How a call is written, with `NAME` and `ARGUMENTS` where they go.
@@ -23,8 +23,7 @@ fn form(dialect: Dialect) -> &'static str {
 
 /// The messages with the tools' description in front.
 pub(super) fn describe(messages: &Value, tools: &Value, dialect: Dialect) -> Value {
-    let style = JsonStyle::default();
-    let lines: Vec<String> = tools.as_array().into_iter().flatten().map(|t| dumps(t, &style)).collect();
+    let lines: Vec<String> = tools.as_array().into_iter().flatten().map(to_json).collect();
     let text = format!(
         "# Tools\n\nYou may call functions. Each line within <tools></tools> describes one:\n<tools>\n{}\n</tools>\n\n\
          To call one, write its name for NAME and a JSON object of its arguments for ARGUMENTS:\n{}",
@@ -84,7 +83,7 @@ fn call(call: &Value) -> String {
     let arguments = match &function["arguments"] {
         Value::String(text) => text.clone(),
         Value::Null => "{}".to_owned(),
-        other => dumps(other, &JsonStyle::default()),
+        other => to_json(other),
     };
     format!("<tool_call>\n{{\"name\": {}, \"arguments\": {arguments}}}\n</tool_call>", function["name"])
 }
