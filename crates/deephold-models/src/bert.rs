@@ -139,7 +139,8 @@ fn pooling(config: Option<&Value>) -> Result<Pooling, ModelError> {
         [mode] if *mode == "pooling_mode_mean_tokens" => Ok(Pooling::Mean),
         [mode] if *mode == "pooling_mode_cls_token" => Ok(Pooling::First),
         other => Err(ModelError::UnsupportedConfig {
-            key: "1_Pooling/config.json".into(),
+            file: "1_Pooling/config.json",
+            key: "pooling_mode".into(),
             value: format!("{other:?}").chars().take(120).collect(),
             hint: "one of pooling_mode_mean_tokens and pooling_mode_cls_token is built".into(),
         }),

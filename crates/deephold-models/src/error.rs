@@ -3,23 +3,30 @@
 use deephold_base::ErrorCode;
 use deephold_kernels::KernelError;
 use deephold_quant::QuantError;
-use deephold_weights::WeightsError;
+use deephold_weights::{Checkpoint, WeightsError};
+
+/// The file that keys come from where nothing else is said.
+pub(crate) const CONFIG: &str = "config.json";
 
 /// Why a model cannot be loaded, described or run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
     /// A key of config.json has a value that no model can have.
-    #[error("config.json: `{key}` {problem}")]
+    #[error("{file}: `{key}` {problem}")]
     Config {
+        /// `config.json`, or the metadata of a GGUF file.
+        file: &'static str,
         /// The key as it is written, with its section where it has one.
         key: String,
         /// What is wrong with it.
         problem: String,
     },
     /// A well-formed configuration that asks for something not built yet.
-    #[error("config.json: `{key}` = {value} is not supported: {hint}")]
+    #[error("{file}: `{key}` = {value} is not supported: {hint}")]
     UnsupportedConfig {
+        /// As of [`Self::Config`].
+        file: &'static str,
         /// The key as it is written.
         key: String,
         /// Its value.
@@ -121,6 +128,21 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// The error with the names that the files themselves use.
+    pub(crate) fn placed(self, checkpoint: &Checkpoint) -> Self {
+        match self {
+            Self::Config { file: CONFIG, key, problem } => {
+                let (file, key) = checkpoint.place_of(&key);
+                Self::Config { file, key, problem }
+            }
+            Self::UnsupportedConfig { file: CONFIG, key, value, hint } => {
+                let (file, key) = checkpoint.place_of(&key);
+                Self::UnsupportedConfig { file, key, value, hint }
+            }
+            other => other,
+        }
+    }
+
     /// The closed code from which exit codes and statuses are derived.
     pub fn code(&self) -> ErrorCode {
         match self {

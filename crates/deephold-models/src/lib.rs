@@ -263,6 +263,10 @@ impl Opened {
 }
 
 fn open(checkpoint: &Checkpoint) -> Result<Opened, ModelError> {
+    read(checkpoint).map_err(|e| e.placed(checkpoint))
+}
+
+fn read(checkpoint: &Checkpoint) -> Result<Opened, ModelError> {
     let c = Section::root(checkpoint.config())?;
     let architecture = architecture(&c)?;
     if bert::ARCHITECTURES.contains(&architecture.as_str()) {

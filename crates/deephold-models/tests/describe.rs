@@ -36,6 +36,26 @@ fn expected_tensors_are_those_of_every_golden_file() {
     }
 }
 
+/// What a GGUF file lacks or has wrong is named by its own key.
+#[test]
+fn faults_of_gguf_metadata_name_its_keys() {
+    use deephold_weights::gguf::{Metadata, Value, Writer};
+    let dir = TempDir::new("gguf-keys");
+    let path = dir.join("m.gguf");
+    let complaint = |pairs: &[(&str, Value)]| {
+        let mut metadata = Metadata::new();
+        metadata.set("general.architecture", Value::text("qwen2"));
+        pairs.iter().for_each(|(key, value)| metadata.set(format!("qwen2.{key}"), value.clone()));
+        let file = Writer::begin(Vec::new(), &metadata, &[]).expect("written").into_inner();
+        std::fs::write(&path, file).expect("written");
+        describe(&open(&path)).expect("described").unsupported.join("\n")
+    };
+    let without = complaint(&[]);
+    assert!(without.contains("GGUF metadata: `qwen2.embedding_length` is missing"), "{without}");
+    let zero = complaint(&[("embedding_length", Value::U32(0))]);
+    assert!(zero.contains("GGUF metadata: `qwen2.embedding_length` must be at least 1"), "{zero}");
+}
+
 #[test]
 fn v3_is_described() {
     let description = describe(&open(&golden_dir("v3"))).expect("a description");

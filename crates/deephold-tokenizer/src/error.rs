@@ -1,6 +1,7 @@
 //! What can go wrong between text and ids.
 
 use deephold_base::ErrorCode;
+use deephold_weights::WeightsError;
 
 /// A tokenizer, a template or a text that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +40,8 @@ pub enum TokenizerError {
     )]
     NoTemplate,
     /// A file that cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Io {
-        /// Which.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] WeightsError),
     /// A limit that is known at start.
     #[error("{what} is {actual}, the most is {limit}")]
     TooLarge {
@@ -65,7 +61,7 @@ impl TokenizerError {
             Self::Missing { .. } | Self::NoTemplate => ErrorCode::NotFound,
             Self::Malformed { .. } | Self::Encode(_) | Self::Template(_) => ErrorCode::InvalidInput,
             Self::Unsupported { .. } => ErrorCode::Unsupported,
-            Self::Io { .. } => ErrorCode::Io,
+            Self::File(e) => e.code(),
             Self::TooLarge { .. } => ErrorCode::LimitExceeded,
         }
     }

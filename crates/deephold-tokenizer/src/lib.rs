@@ -14,6 +14,7 @@ mod dialect;
 mod error;
 mod gguf;
 mod held;
+mod outline;
 mod pieces;
 mod pre_tokenizer;
 mod reasoning;

@@ -1,23 +1,20 @@
 //! Text to ids, ids to text.
 
-use std::path::Path;
-
 use deephold_base::TokenId;
+use deephold_weights::files::read_bounded;
 use deephold_weights::{Checkpoint, GgufVocab};
 use serde_json::Value;
 
 use crate::TokenizerError;
 use crate::detokenizer::Detokenizer;
 use crate::gguf;
+use crate::outline::{MAX_ENTRIES, MAX_JSON, Outline};
 use crate::pieces::{Pieces, from_byte_level, from_sentence_piece};
 use crate::pre_tokenizer::PreTokenizer;
 use crate::sentencepiece::SentencePiece;
 
-/// The largest tokenizer.json that is read; published ones stay below 40 MiB.
-const MAX_JSON: usize = 256 << 20;
-
-/// The longest text that is encoded at once, in bytes.
-const MAX_TEXT: usize = 64 << 20;
+/// The longest text that is encoded at once, in bytes, as long as the normalizer does not make it longer.
+const MAX_TEXT: usize = 32 << 20;
 
 /// How ids become bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +37,8 @@ pub struct Tokenizer {
     encoder: Encoder,
     pieces: Pieces,
     strips_first_space: bool,
+    /// How many times longer the normalizer may make a text.
+    growth: usize,
     /// Explicit word of tokenizer_config.json or GGUF; otherwise the post-processor decides.
     add_bos: Option<bool>,
     bos: Option<TokenId>,
@@ -54,7 +53,7 @@ impl Tokenizer {
     /// There is none, it contradicts its format, or it is of a kind that is not supported.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, TokenizerError> {
         let mut out = if let Some(path) = checkpoint.tokenizer_json() {
-            Self::from_json(&read(&path)?, checkpoint.tokenizer_config())?
+            Self::from_json(&read_bounded(&path, MAX_JSON)?, checkpoint.tokenizer_config())?
         } else if let Some(vocab) = checkpoint.gguf_vocab() {
             match checkpoint.embedded_tokenizer_json() {
                 Some(json) => Self::from_json(json, None)?.with_gguf(&vocab),
@@ -81,13 +80,8 @@ impl Tokenizer {
     /// # Errors
     /// Malformed JSON, a model or decoder that is not supported.
     pub fn from_json(json: &[u8], config: Option<&Value>) -> Result<Self, TokenizerError> {
-        if json.len() > MAX_JSON {
-            let (what, limit) = ("tokenizer.json in bytes", MAX_JSON);
-            return Err(TokenizerError::TooLarge { what, actual: json.len(), limit });
-        }
-        let tree: Value = serde_json::from_slice(json)
-            .map_err(|e| TokenizerError::malformed("tokenizer.json", e.to_string()))?;
-        let decoding = decoding(&tree)?;
+        let outline = Outline::read(json)?;
+        let decoding = decoding(&outline.decoder)?;
         let library = build(json)?;
         let pieces = library_pieces(&library, decoding)?;
         let strips_first_space =
@@ -96,6 +90,7 @@ impl Tokenizer {
             encoder: Encoder::Library(Box::new(library)),
             pieces,
             strips_first_space,
+            growth: outline.growth,
             add_bos: None,
             bos: None,
             eos: None,
@@ -118,6 +113,14 @@ impl Tokenizer {
     /// # Errors
     /// A tokenizer or pre-tokenizer that is not supported, a vocabulary that contradicts itself.
     pub fn from_gguf(vocab: &GgufVocab) -> Result<Self, TokenizerError> {
+        for (what, actual) in [
+            ("the number of tokens in the GGUF vocabulary", vocab.tokens.len()),
+            ("the number of merges in the GGUF vocabulary", vocab.merges.len()),
+        ] {
+            if actual > MAX_ENTRIES {
+                return Err(TokenizerError::TooLarge { what, actual, limit: MAX_ENTRIES });
+            }
+        }
         let (encoder, pieces, strips_first_space) = match vocab.model.as_str() {
             "gpt2" => {
                 let (json, pieces) = gguf::byte_level(vocab)?;
@@ -134,6 +137,7 @@ impl Tokenizer {
             encoder,
             pieces,
             strips_first_space,
+            growth: 1,
             add_bos: None,
             bos: None,
             eos: None,
@@ -199,7 +203,7 @@ impl Tokenizer {
     /// Ids of a text as it is: markers in it become their tokens, nothing is put before it. For rendered templates.
     ///
     /// # Errors
-    /// A text beyond 64 MiB, or one that the tokenizer refuses.
+    /// A text beyond 32 MiB (less where the normalizer makes texts longer), or one that the tokenizer refuses.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         self.run(text, false)
     }
@@ -261,8 +265,9 @@ impl Tokenizer {
     }
 
     fn run(&self, text: &str, post_process: bool) -> Result<Vec<TokenId>, TokenizerError> {
-        if text.len() > MAX_TEXT {
-            let (what, limit) = ("the text in bytes", MAX_TEXT);
+        let limit = MAX_TEXT / self.growth;
+        if text.len() > limit {
+            let what = "the text in bytes";
             return Err(TokenizerError::TooLarge { what, actual: text.len(), limit });
         }
         match &self.encoder {
@@ -280,16 +285,6 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
-    let io = |source| TokenizerError::Io { path: path.display().to_string(), source };
-    let len = std::fs::metadata(path).map_err(io)?.len();
-    if len > MAX_JSON as u64 {
-        let actual = usize::try_from(len).unwrap_or(usize::MAX);
-        return Err(TokenizerError::TooLarge { what: "tokenizer.json in bytes", actual, limit: MAX_JSON });
-    }
-    std::fs::read(path).map_err(io)
 }
 
 /// The library means to return errors, but was not written for hostile files: a panic of its becomes an error too.
@@ -310,9 +305,8 @@ fn build(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
 }
 
 /// What the decoder of tokenizer.json does, in the kinds that language models use.
-fn decoding(tree: &Value) -> Result<Decoding, TokenizerError> {
+fn decoding(decoder: &Value) -> Result<Decoding, TokenizerError> {
     let kind = |v: &Value| v.get("type").and_then(Value::as_str).unwrap_or("none").to_owned();
-    let decoder = tree.get("decoder").unwrap_or(&Value::Null);
     let parts: Vec<&Value> = match decoder.get("decoders").and_then(Value::as_array) {
         Some(parts) => parts.iter().collect(),
         None => vec![decoder],

@@ -1,11 +1,11 @@
 //! JSON files beside the weights: config.json, generation_config.json, tokenizer_config.json, the shard index.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::WeightsError;
+use crate::files::read_bounded;
 
 /// Far above any published config.json.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
@@ -22,7 +22,11 @@ pub(crate) fn parse_bounded(bytes: &[u8], limit: u64) -> Result<Value, WeightsEr
     if bytes.len() as u64 > limit {
         return Err(WeightsError::malformed(
             "the JSON document",
-            format!("has {} bytes, at most {limit} are read", bytes.len()),
+            format!(
+                "has {}, at most {} are read",
+                deephold_base::human_bytes(bytes.len() as u64),
+                deephold_base::human_bytes(limit)
+            ),
         ));
     }
     let value: Value = serde_json::from_slice(bytes)
@@ -35,7 +39,7 @@ pub(crate) fn parse_bounded(bytes: &[u8], limit: u64) -> Result<Value, WeightsEr
 
 /// Reads one; the limit holds while reading, whatever the file's length was said to be.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Value, WeightsError> {
-    parse_bounded(&read_bytes(path, limit)?, limit).map_err(|e| e.in_file(path))
+    parse_bounded(&read_bounded(path, limit)?, limit).map_err(|e| e.in_file(path))
 }
 
 /// `None` where there is no such file.
@@ -45,15 +49,4 @@ pub(crate) fn read_optional(path: &Path, limit: u64) -> Result<Option<Value>, We
 
 pub(crate) fn read_config(path: &Path) -> Result<Value, WeightsError> {
     read(path, CONFIG_BYTES_MAX)
-}
-
-pub(crate) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, WeightsError> {
-    let file = std::fs::File::open(path).map_err(WeightsError::io("open", path))?;
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(WeightsError::io("read", path))?;
-    if bytes.len() as u64 > limit {
-        let problem = format!("has more than {limit} bytes, which is beyond what such a file holds");
-        return Err(WeightsError::malformed("the file", problem).in_file(path));
-    }
-    Ok(bytes)
 }

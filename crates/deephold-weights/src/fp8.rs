@@ -8,11 +8,14 @@ use deephold_quant::{DType, f32_to_f8e4m3};
 use serde_json::{Value, json};
 
 use crate::error::shown;
+use crate::files::read_bounded;
 use crate::safetensors::{self, OwnedTensor};
 use crate::{Checkpoint, TensorView, WeightsError};
 
 /// The largest finite E4M3 value.
 const E4M3_MAX: f32 = 448.0;
+/// Far above any published tokenizer.json.
+const SIDE_BYTES_MAX: u64 = 64 << 20;
 const BLOCK: usize = 128;
 
 /// Scales of one FP8 matrix.
@@ -224,7 +227,7 @@ pub fn convert_folder(input: &Path, output: &Path) -> Result<(), WeightsError> {
     for side in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
         let (from, to) = (input.join(side), output.join(side));
         if from.is_file() {
-            let bytes = std::fs::read(&from).map_err(WeightsError::io("read", &from))?;
+            let bytes = read_bounded(&from, SIDE_BYTES_MAX)?;
             std::fs::write(&to, bytes).map_err(WeightsError::io("write", &to))?;
         }
     }

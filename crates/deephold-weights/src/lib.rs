@@ -11,12 +11,14 @@ mod atomic;
 mod checkpoint;
 pub mod config;
 mod error;
+pub mod files;
 pub mod fp8;
 pub mod gguf;
 mod mapped;
 pub mod names;
 pub mod quantize;
 pub mod safetensors;
+mod shape;
 pub mod verify;
 mod vocab;
 

@@ -1,11 +1,11 @@
 //! Files in memory without reading them.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use crate::WeightsError;
+use crate::files::open_regular;
 
 /// A file mapped read-only, or one that is part of the program.
 #[derive(Debug)]
@@ -22,11 +22,8 @@ enum Source {
 
 impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self, WeightsError> {
-        let file = File::open(path).map_err(WeightsError::io("open", path))?;
+        let file = open_regular(path)?;
         let metadata = file.metadata().map_err(WeightsError::io("read", path))?;
-        if !metadata.is_file() {
-            return Err(WeightsError::malformed(path.display().to_string(), "is not a file"));
-        }
         // An empty mapping is refused by some systems.
         let source = if metadata.len() == 0 {
             Source::Static(&[])

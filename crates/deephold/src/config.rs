@@ -16,6 +16,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::cli::{ServeArgs, StateArgs};
 use crate::fail::{fail, invalid};
+use crate::input::read_text_within;
 
 const FILE_NAME: &str = "deephold.toml";
 const PREFIX: &str = "DEEPHOLD_";
@@ -294,12 +295,7 @@ fn find_file(config: Option<&Path>, variable: &Variables<'_>) -> Result<Option<P
 
 fn read_file(path: &Path) -> Result<FileValues> {
     let name = file_name(path);
-    let length = std::fs::metadata(path)?.len();
-    if length > FILE_MAX {
-        return Err(invalid(format!("{name} has {length} bytes; a configuration has at most {FILE_MAX}")));
-    }
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| anyhow::Error::from(e).context(format!("cannot read {}", path.display())))?;
+    let text = read_text_within(path, FILE_MAX)?;
     parse_file(&text).map_err(|(line, problem)| invalid(format!("{name} line {line}: {problem}")))
 }
 

@@ -10,8 +10,8 @@ use deephold_tokenizer::{Dialect, THINK_OPEN, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::cli::GuideArgs;
-use crate::commands::generate::read_text;
 use crate::fail::{fail, invalid};
+use crate::input::read_text;
 
 /// What was asked for.
 pub(crate) struct Wanted {

@@ -7,6 +7,7 @@ mod config;
 mod fail;
 mod guide;
 mod guided;
+mod input;
 mod loaded;
 mod state_dir;
 mod system;

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::ModelError;
+use crate::error::CONFIG;
 
 /// Bounds that no published model comes near; with them no product of two or three dimensions can overflow.
 pub(crate) const DIM_MAX: usize = 1 << 20;
@@ -28,6 +29,7 @@ impl<'a> Section<'a> {
         match config {
             Value::Object(map) => Ok(Self { map, prefix: "" }),
             other => Err(ModelError::Config {
+                file: CONFIG,
                 key: "(root)".into(),
                 problem: format!("must be an object, not {}", short(other)),
             }),
@@ -130,12 +132,17 @@ impl<'a> Section<'a> {
 
     /// An error about the value of `key`.
     pub(crate) fn bad(&self, key: &str, problem: impl Into<String>) -> ModelError {
-        ModelError::Config { key: self.path(key), problem: problem.into() }
+        ModelError::Config { file: CONFIG, key: self.path(key), problem: problem.into() }
     }
 
     /// An error about a value of `key` that is not built.
     pub(crate) fn unsupported(&self, key: &str, value: &str, hint: &str) -> ModelError {
-        ModelError::UnsupportedConfig { key: self.path(key), value: value.into(), hint: hint.into() }
+        ModelError::UnsupportedConfig {
+            file: CONFIG,
+            key: self.path(key),
+            value: value.into(),
+            hint: hint.into(),
+        }
     }
 
     fn path(&self, key: &str) -> String {

@@ -6,6 +6,54 @@ use serde_json::Value;
 
 use crate::{Detokenizer, Tokenizer};
 
+/// Files that would take much memory or make much text are refused before the library gets them.
+#[test]
+fn tokenizers_are_held_to_limits() {
+    let good: Value =
+        serde_json::from_slice(&std::fs::read(guide_dir().join("tokenizer.json")).expect("file"))
+            .expect("JSON");
+    let with = |key: &str, value: Value| {
+        let mut tree = good.clone();
+        *tree.pointer_mut(key).unwrap_or_else(|| panic!("{key}")) = value;
+        Tokenizer::from_json(tree.to_string().as_bytes(), None)
+    };
+    let refused = |key: &str, value: Value, part: &str| {
+        let error = with(key, value).expect_err(part).to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    let replace = |to: usize| serde_json::json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "a".repeat(to) });
+    let all = |rules: Vec<Value>| serde_json::json!({ "type": "Sequence", "normalizers": rules });
+    refused("/normalizer", all(vec![replace(1000); 4]), "lengthens a text");
+    refused("/normalizer", all(vec![replace(2); 7]), "lengthens a text");
+    refused(
+        "/normalizer",
+        serde_json::json!({ "type": "Replace", "pattern": { "Regex": "" }, "content": "a".repeat(64) }),
+        "lengthens",
+    );
+    refused("/normalizer", all(vec![replace(1); 5000]), "values in the normalizer");
+    let id = serde_json::json!({ "SpecialToken": { "id": "a", "type_id": 0 } });
+    let template = serde_json::json!({ "type": "TemplateProcessing", "single": vec![id; 10_000], "pair": [], "special_tokens": {} });
+    refused("/post_processor", template, "values in the post_processor");
+    refused("/model/merges", vec!["a b"; 600_001].into(), "number of merges");
+    refused("/added_tokens", vec![Value::Null; 100_001].into(), "number of added tokens");
+    let vocabulary: serde_json::Map<String, Value> =
+        (0..600_001).map(|i| (format!("t{i}"), i.into())).collect();
+    refused("/model/vocab", vocabulary.into(), "number of tokens");
+    // What lengthens a text by half as much is taken, and takes texts that are shorter by as much.
+    let longer = with("/normalizer", replace(32)).expect("within the limits");
+    assert_eq!(
+        longer.encode("ba").expect("short"),
+        with("/normalizer", Value::Null)
+            .expect("as it is")
+            .encode(&format!("b{}", "a".repeat(32)))
+            .expect("short")
+    );
+    assert_eq!(
+        longer.encode(&"a".repeat((1 << 20) + 1)).expect_err("too long").code(),
+        deephold_base::ErrorCode::LimitExceeded
+    );
+}
+
 pub(super) fn gguf_vocab(name: &str) -> GgufVocab {
     let path = shared(&format!("golden/tokenizer/{name}/ggml-vocab-{name}.gguf"));
     let bytes = std::fs::read(path).expect("vocabulary");

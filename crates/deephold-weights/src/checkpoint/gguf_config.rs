@@ -33,6 +33,50 @@ pub(super) fn synthesize(c: &Checkpoint) -> Value {
     Value::Object(s.out)
 }
 
+/// Where a file says what [`synthesize`] puts under `key` of a config.json.
+pub(super) fn metadata_key(architecture: &str, key: &str) -> Option<String> {
+    let name = match key {
+        "architectures" | "model_type" => return Some("general.architecture".to_owned()),
+        "hidden_size" => "embedding_length",
+        "intermediate_size" => "feed_forward_length",
+        "num_attention_heads" => "attention.head_count",
+        "num_key_value_heads" => "attention.head_count_kv",
+        "head_dim" | "qk_nope_head_dim" => "attention.key_length",
+        "v_head_dim" => "attention.value_length",
+        "max_position_embeddings" => "context_length",
+        "num_hidden_layers" => "block_count",
+        "num_nextn_predict_layers" => "nextn_predict_layers",
+        "rms_norm_eps" => "attention.layer_norm_rms_epsilon",
+        "vocab_size" => "vocab_size",
+        "rope_theta" => "rope.freq_base",
+        "partial_rotary_factor" | "qk_rope_head_dim" => "rope.dimension_count",
+        "num_local_experts" | "n_routed_experts" => "expert_count",
+        "num_experts_per_tok" => "expert_used_count",
+        "n_shared_experts" => "expert_shared_count",
+        "moe_intermediate_size" => "expert_feed_forward_length",
+        "first_k_dense_replace" => "leading_dense_block_count",
+        "routed_scaling_factor" => "expert_weights_scale",
+        "norm_topk_prob" => "expert_weights_norm",
+        "n_group" => "expert_group_count",
+        "topk_group" => "expert_group_used_count",
+        "scoring_func" | "topk_method" => "expert_gating_func",
+        "q_lora_rank" => "attention.q_lora_rank",
+        "kv_lora_rank" => "attention.kv_lora_rank",
+        "index_n_heads" => "attention.indexer.head_count",
+        "index_head_dim" => "attention.indexer.key_length",
+        "index_topk" => "attention.indexer.top_k",
+        "rope_scaling" | "rope_scaling.rope_type" | "rope_scaling.type" => "rope.scaling.type",
+        "rope_scaling.factor" => "rope.scaling.factor",
+        "rope_scaling.original_max_position_embeddings" => "rope.scaling.original_context_length",
+        "rope_scaling.beta_fast" => "rope.scaling.yarn_beta_fast",
+        "rope_scaling.beta_slow" => "rope.scaling.yarn_beta_slow",
+        "rope_scaling.mscale" | "rope_scaling.mscale_all_dim" => "rope.scaling.yarn_log_multiplier",
+        "rope_scaling.attention_factor" => "rope.scaling.attn_factor",
+        _ => return None,
+    };
+    Some(format!("{architecture}.{name}"))
+}
+
 struct Synthesis<'a> {
     c: &'a Checkpoint,
     m: &'a Metadata,

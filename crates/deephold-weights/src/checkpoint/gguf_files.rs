@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Checkpoint, Kind, TensorInfo, gguf_config};
 use crate::error::shown;
+use crate::files::open_regular;
 use crate::gguf::{self, Gguf, Metadata};
 use crate::mapped::MappedFile;
 use crate::{WeightsError, names};
@@ -15,7 +16,7 @@ const PARTS_MAX: usize = 10_000;
 
 /// Whether a file begins with the magic.
 pub(super) fn is_gguf(path: &Path) -> Result<bool, WeightsError> {
-    let mut file = std::fs::File::open(path).map_err(WeightsError::io("open", path))?;
+    let mut file = open_regular(path)?;
     let mut magic = [0; 4];
     let n = file.read(&mut magic).map_err(WeightsError::io("read", path))?;
     Ok(magic[..n] == *b"GGUF" || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")))
@@ -118,9 +119,10 @@ impl Checkpoint {
         let Gguf { metadata, tensors, .. } = gguf;
         if self.metadata.is_none() {
             let Some(architecture) = metadata.get_str("general.architecture") else {
-                let error = WeightsError::malformed("`general.architecture`", "is missing");
+                let error = WeightsError::malformed("GGUF metadata: `general.architecture`", "is missing");
                 return Err(error.in_file(path));
             };
+            check_numbers(&metadata, architecture).map_err(|e| e.in_file(path))?;
             self.architecture = Some(architecture.chars().take(64).collect());
             self.chat_template = metadata.get_str("tokenizer.chat_template").map(str::to_owned);
             self.metadata = Some(metadata);
@@ -151,13 +153,33 @@ impl Checkpoint {
             && total != self.tensors.len() as u64
         {
             let problem = format!("says {total}, the {parts} files hold {}", self.tensors.len());
-            return Err(WeightsError::malformed("`split.tensors.count`", problem));
+            return Err(WeightsError::malformed("GGUF metadata: `split.tensors.count`", problem));
         }
         self.tensors.sort_by_key(|t| (t.file_idx, t.offset));
         self.by_name = self.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         self.config = gguf_config::synthesize(self);
         Ok(())
     }
+}
+
+/// Numbers that describe the model are finite: NaN would pass most comparisons unseen.
+fn check_numbers(metadata: &Metadata, architecture: &str) -> Result<(), WeightsError> {
+    for (key, value) in metadata.iter() {
+        let number = match value {
+            gguf::Value::F32(v) => f64::from(*v),
+            gguf::Value::F64(v) => *v,
+            _ => continue,
+        };
+        let is_ours = key.strip_prefix(architecture).is_some_and(|rest| rest.starts_with('.'));
+        if is_ours && !number.is_finite() {
+            let what = format!("GGUF metadata: `{}`", shown(key));
+            return Err(WeightsError::malformed(
+                what,
+                format!("is {number}; fetch or convert the model again"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn check_split(metadata: &Metadata, number: usize, parts: usize) -> Result<(), WeightsError> {
@@ -167,11 +189,11 @@ fn check_split(metadata: &Metadata, number: usize, parts: usize) -> Result<(), W
             1 => format!("says {count} parts, but the name does not end in `-00001-of-{count:05}.gguf`"),
             _ => format!("says {count} parts, the name says {parts}"),
         };
-        return Err(WeightsError::malformed("`split.count`", problem));
+        return Err(WeightsError::malformed("GGUF metadata: `split.count`", problem));
     }
     if parts > 1 && metadata.get_u64("split.no") != Some(number as u64) {
         let problem = format!("is not {number}, as the name says: the parts were renamed or mixed");
-        return Err(WeightsError::malformed("`split.no`", problem));
+        return Err(WeightsError::malformed("GGUF metadata: `split.no`", problem));
     }
     Ok(())
 }

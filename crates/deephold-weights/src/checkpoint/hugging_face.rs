@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{Checkpoint, Finding, FindingKind, Kind, TensorInfo};
 use crate::config;
 use crate::error::shown;
+use crate::files::read_bounded;
 use crate::mapped::MappedFile;
 use crate::{WeightsError, safetensors};
 
@@ -258,7 +259,7 @@ pub(crate) fn is_plain_file_name(name: &str) -> bool {
 fn chat_template(folder: &Path, tokenizer_config: Option<&Value>) -> Result<Option<String>, WeightsError> {
     let file = folder.join("chat_template.jinja");
     if file.is_file() {
-        let bytes = config::read_bytes(&file, SIDE_FILE_BYTES_MAX)?;
+        let bytes = read_bounded(&file, SIDE_FILE_BYTES_MAX)?;
         return String::from_utf8(bytes)
             .map(Some)
             .map_err(|_| WeightsError::malformed("the template", "is not UTF-8").in_file(&file));

@@ -233,6 +233,17 @@ impl Checkpoint {
         hugging_face::open_static(name, files)
     }
 
+    /// Where the files say what [`Self::config`] has under `key` (`section.key` within a section): the file and its own key.
+    pub fn place_of(&self, key: &str) -> (&'static str, String) {
+        match &self.architecture {
+            Some(architecture) if self.kind == Kind::Gguf => {
+                let own = gguf_config::metadata_key(architecture, key);
+                ("GGUF metadata", own.unwrap_or_else(|| key.to_owned()))
+            }
+            _ => ("config.json", key.to_owned()),
+        }
+    }
+
     /// Folder of safetensors, or GGUF.
     pub fn kind(&self) -> Kind {
         self.kind

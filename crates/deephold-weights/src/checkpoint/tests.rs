@@ -153,6 +153,48 @@ fn split_gguf_files_are_one_model() {
 }
 
 #[test]
+fn faults_of_metadata_are_named_as_the_file_names_them() {
+    let dir = TempDir::new("gguf-faults");
+    let path = dir.join("m.gguf");
+    for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for key in
+            ["llama.rope.freq_base", "llama.attention.layer_norm_rms_epsilon", "llama.rope.scaling.factor"]
+        {
+            write_gguf(
+                &path,
+                &[("general.architecture", Value::text("llama")), (key, Value::F32(number))],
+                &[],
+            );
+            let error = Checkpoint::open(&path).expect_err("not finite").to_string();
+            assert!(error.contains(&format!("GGUF metadata: `{key}` is ")), "{error}");
+        }
+    }
+    write_gguf(&path, &[("general.architecture", Value::text("llama"))], &[]);
+    let c = Checkpoint::open(&path).expect("opens");
+    assert_eq!(c.place_of("rope_scaling.factor"), ("GGUF metadata", "llama.rope.scaling.factor".to_owned()));
+    assert_eq!(c.place_of("something"), ("GGUF metadata", "something".to_owned()));
+}
+
+/// Opening a pipe would wait for someone who writes; a device may have no end.
+#[cfg(unix)]
+#[test]
+fn only_regular_files_are_opened() {
+    let dir = TempDir::new("irregular");
+    let pipe = dir.join("model.gguf");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    for path in [pipe.as_path(), Path::new("/dev/zero")] {
+        let error = Checkpoint::open(path).expect_err("irregular").to_string();
+        assert!(error.contains("a regular file is needed"), "{error}");
+        assert!(crate::files::read_bounded(path, 10).is_err());
+    }
+    std::fs::write(dir.join("long"), "12345").expect("written");
+    assert_eq!(crate::files::read_bounded(&dir.join("long"), 5).expect("fits"), b"12345");
+    let error = crate::files::read_bounded(&dir.join("long"), 4).expect_err("too long").to_string();
+    assert!(error.contains("more than 4 B"), "{error}");
+}
+
+#[test]
 fn deepseek_metadata_becomes_a_config() {
     let dir = TempDir::new("deepseek2");
     let path = dir.join("m.gguf");

@@ -7,6 +7,7 @@ use deephold_quant::DType;
 use super::{Array, DEFAULT_ALIGNMENT, Gguf, GgufTensor, Metadata, Value, ValueType};
 use crate::WeightsError;
 use crate::error::shown;
+use crate::shape::elements;
 
 /// Arrays of arrays nest at most this deep.
 const NESTING_MAX: usize = 4;
@@ -283,17 +284,12 @@ impl<'a> Reader<'a> {
             ));
         }
         let mut shape = Vec::with_capacity(dims as usize);
-        let mut elements = 1usize;
         for _ in 0..dims {
-            let dim = self.u64(&what)?;
-            let dim = usize::try_from(dim).ok();
-            let product = dim.and_then(|d| elements.checked_mul(d));
-            let (Some(dim), Some(product)) = (dim, product) else {
-                return Err(WeightsError::malformed(what, "has dimensions whose product overflows"));
-            };
-            elements = product;
-            shape.push(dim);
+            shape.push(usize::try_from(self.u64(&what)?).unwrap_or(usize::MAX));
         }
+        let Some(elements) = elements(&shape) else {
+            return Err(WeightsError::malformed(what, "has dimensions whose product overflows"));
+        };
         let kind = self.u32(&what)?;
         let offset = self.u64(&what)?;
         let Some(dtype) = DType::from_ggml(kind) else {

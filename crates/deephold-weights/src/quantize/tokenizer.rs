@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use serde_json::Value as Json;
 
 use crate::error::shown;
+use crate::files::read_bounded;
 use crate::gguf::{Array, Metadata, Value};
 use crate::{Checkpoint, WeightsError, config};
 
@@ -31,7 +32,7 @@ pub(super) fn add(
         notes.push("the folder has no tokenizer.json: the file serves token ids only".into());
         return Ok(());
     };
-    let bytes = config::read_bytes(&path, TOKENIZER_BYTES_MAX)?;
+    let bytes = read_bounded(&path, TOKENIZER_BYTES_MAX)?;
     let json = config::parse_bounded(&bytes, TOKENIZER_BYTES_MAX).map_err(|e| e.in_file(&path))?;
     let vocabulary = Vocabulary::parse(&json, vocab_size).map_err(|e| e.in_file(&path))?;
     let byte_fallback = json["model"]["byte_fallback"].as_bool().unwrap_or(false);

@@ -21,6 +21,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::WeightsError;
 use crate::error::shown;
+use crate::shape::elements;
 
 pub use write::{OwnedTensor, write};
 
@@ -112,14 +113,11 @@ fn check_tensor(
         return Err(bad(format!("has {} dimensions", raw.shape.len())));
     }
     let mut shape = Vec::with_capacity(raw.shape.len());
-    let mut elements = 1usize;
     for dim in &raw.shape {
-        let dim = usize::try_from(*dim).map_err(|_| bad(format!("has a dimension of {dim}")))?;
-        elements = elements
-            .checked_mul(dim)
-            .ok_or_else(|| bad(format!("has shape {:?}, which overflows", raw.shape)))?;
-        shape.push(dim);
+        shape.push(usize::try_from(*dim).map_err(|_| bad(format!("has a dimension of {dim}")))?);
     }
+    let elements =
+        elements(&shape).ok_or_else(|| bad(format!("has shape {:?}, which overflows", raw.shape)))?;
     if dtype.bytes_for(elements).map(|b| b as u64) != Some(end - begin) {
         return Err(bad(format!(
             "has shape {:?} of {dtype}, which does not take the {} bytes that the header gives it",

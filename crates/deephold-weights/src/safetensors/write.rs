@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::WeightsError;
 use crate::atomic::AtomicFile;
+use crate::shape::elements;
 
 /// A tensor in memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +40,7 @@ pub fn write(
     let mut at = 0;
     for t in tensors {
         let bad = |problem: &str| WeightsError::malformed(format!("tensor `{}`", t.name), problem);
-        let elements = t.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let elements = elements(&t.shape);
         if t.dtype.is_quantized() {
             return Err(bad("is in a block format, which safetensors does not have"));
         }

@@ -4,7 +4,6 @@
 //! its own `m.gguf.deephold-manifest.json`, since a folder may hold several models.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,8 @@ use super::{FileReport, OnProgress, Stage, VerifyOptions, VerifyReport, parallel
 use crate::atomic::AtomicFile;
 use crate::checkpoint::is_plain_file_name;
 use crate::error::shown;
-use crate::{Checkpoint, FindingKind, Kind, WeightsError, config};
+use crate::files::{open_regular, read_bounded};
+use crate::{Checkpoint, FindingKind, Kind, WeightsError};
 
 const NAME: &str = "deephold-manifest.json";
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
@@ -75,7 +75,7 @@ pub fn read_manifest(path: &Path) -> Result<Option<Manifest>, WeightsError> {
     if !path.is_file() {
         return Ok(None);
     }
-    let bytes = config::read_bytes(path, MANIFEST_BYTES_MAX)?;
+    let bytes = read_bounded(path, MANIFEST_BYTES_MAX)?;
     let bad = |problem: String| WeightsError::malformed("the manifest", problem).in_file(path);
     let manifest: Manifest =
         serde_json::from_slice(&bytes).map_err(|e| bad(format!("cannot be read: {e}")))?;
@@ -153,7 +153,7 @@ fn files(checkpoint: &Checkpoint) -> Vec<PathBuf> {
 }
 
 fn digest(path: &Path, done: &dyn Fn(u64)) -> Result<String, WeightsError> {
-    let mut file = File::open(path).map_err(WeightsError::io("open", path))?;
+    let mut file = open_regular(path)?;
     let (mut sum, mut buffer) = (Sha256::new(), vec![0; READ_BYTES]);
     loop {
         let n = file.read(&mut buffer).map_err(WeightsError::io("read", path))?;

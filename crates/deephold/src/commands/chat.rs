@@ -13,9 +13,10 @@ use deephold_tokenizer::{ChatFormat, ReasoningSplitter, Segment, Tokenizer};
 use rustyline::error::ReadlineError;
 use serde_json::{Value, json};
 
-use super::generate::{chat_format, read_text, render};
+use super::generate::{chat_format, render};
 use crate::answer::{Answer, answer, params, recommended};
 use crate::cli::{ChatArgs, TemplateArgs};
+use crate::input::read_text;
 use crate::loaded::{Loaded, load_checkpoint, machine, open};
 use crate::terminal::{self, Style};
 use crate::{guide, system};
@@ -71,7 +72,7 @@ struct Chat<'a> {
 impl<'a> Chat<'a> {
     fn new(loaded: &'a Loaded, args: &'a ChatArgs) -> Result<Self> {
         let tokenizer = loaded.tokenizer()?;
-        let format = chat_format(loaded, tokenizer, &args.conversation)?;
+        let format = chat_format(loaded, tokenizer, &args.conversation)??;
         let defaults = recommended(&loaded.checkpoint);
         Ok(Self {
             loaded,

@@ -1,12 +1,11 @@
 //! `deephold generate`.
 
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use deephold_base::TokenId;
 use deephold_engine::{Request, SamplingParams};
 use deephold_tokenizer::{
@@ -19,11 +18,12 @@ use super::print_json;
 use crate::answer::{Answer, answer, params};
 use crate::cli::{GenerateArgs, TemplateArgs};
 use crate::fail::{fail, invalid};
+use crate::input::{read_text, read_text_within};
 use crate::loaded::{Loaded, load};
 use crate::{system, terminal};
 
-/// More than any context that a model here has.
-const MAX_PROMPT_BYTES: u64 = 64 << 20;
+/// The longest template; published ones stay below 20 KiB.
+const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let text = prompt_text(args)?;
@@ -121,30 +121,6 @@ fn prompt_text(args: &GenerateArgs) -> Result<Option<String>> {
     Ok(args.prompt.clone())
 }
 
-/// A bounded text file, or standard input for `-`.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let mut bytes = Vec::new();
-    let place = path.display().to_string();
-    let read = if place == "-" {
-        std::io::stdin().lock().take(MAX_PROMPT_BYTES + 1).read_to_end(&mut bytes)
-    } else {
-        std::fs::File::open(path)
-            .with_context(|| format!("cannot open {place}"))?
-            .take(MAX_PROMPT_BYTES + 1)
-            .read_to_end(&mut bytes)
-    };
-    read.with_context(|| format!("cannot read {place}"))?;
-    if bytes.len() as u64 > MAX_PROMPT_BYTES {
-        return Err(invalid(format!(
-            "{place} has more than {MAX_PROMPT_BYTES} bytes, the most for a prompt"
-        )));
-    }
-    String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        invalid(format!("{place} is not UTF-8: byte {at} does not continue a character; convert it first"))
-    })
-}
-
 fn encode(
     args: &GenerateArgs,
     loaded: &Loaded,
@@ -155,7 +131,7 @@ fn encode(
     if args.raw {
         return Ok((tokenizer.encode_prompt(text)?, None));
     }
-    match chat_format(loaded, tokenizer, &args.conversation) {
+    match chat_format(loaded, tokenizer, &args.conversation)? {
         Ok(format) => {
             let mut messages = Vec::new();
             if let Some(system) = &args.conversation.system {
@@ -174,18 +150,17 @@ fn encode(
     }
 }
 
-/// `--template`, else the model's own way.
+/// `--template`, else the model's own way, if it has one.
 pub(crate) fn chat_format(
     loaded: &Loaded,
     tokenizer: &Tokenizer,
     args: &TemplateArgs,
-) -> Result<ChatFormat, TokenizerError> {
+) -> Result<Result<ChatFormat, TokenizerError>> {
     let Some(path) = &args.template else {
-        return ChatFormat::from_checkpoint(&loaded.checkpoint, tokenizer);
+        return Ok(ChatFormat::from_checkpoint(&loaded.checkpoint, tokenizer));
     };
-    let source = std::fs::read_to_string(path)
-        .map_err(|source| TokenizerError::Io { path: path.display().to_string(), source })?;
-    Ok(ChatFormat::Template(Box::new(ChatTemplate::new(&source, tokenizer)?)))
+    let source = read_text_within(path, MAX_TEMPLATE_BYTES)?;
+    Ok(Ok(ChatFormat::Template(Box::new(ChatTemplate::new(&source, tokenizer)?))))
 }
 
 /// The prompt that asks for the next answer.

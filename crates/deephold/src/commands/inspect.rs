@@ -174,7 +174,7 @@ fn license(checkpoint: &Checkpoint) -> Option<String> {
         return metadata.get_str("general.license").map(|l| l.chars().take(200).collect());
     }
     let folder = checkpoint.path();
-    let readme = std::fs::read(folder.join("README.md")).ok().filter(|r| r.len() < 4 << 20);
+    let readme = deephold_weights::files::read_bounded(&folder.join("README.md"), 4 << 20).ok();
     let stated = readme.and_then(|bytes| {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let front = text.strip_prefix("---")?.split("\n---").next()?.to_owned();

@@ -10,10 +10,10 @@ use deephold_kernels::{AttentionContext, KvCache, Ops, SeqRows, Tensor};
 use deephold_models::Model;
 use serde_json::json;
 
-use super::generate::read_text;
 use super::{print_json, print_table};
 use crate::cli::PerplexityArgs;
 use crate::fail::{fail, invalid};
+use crate::input::read_text;
 use crate::loaded::{Loaded, load};
 use crate::terminal;
 

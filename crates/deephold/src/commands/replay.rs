@@ -14,10 +14,10 @@ use deephold_kernels::Isa;
 use deephold_server::{Recorded, Replay};
 use serde_json::json;
 
-use super::generate::read_text;
 use super::{print_json, print_table};
 use crate::cli::{AuditReplayArgs, CacheType, EngineArgs, LoadAs};
 use crate::fail::{fail, invalid};
+use crate::input::read_text;
 use crate::loaded::{chat_format, digest, load_checkpoint, machine, open};
 use crate::state_dir::StateDir;
 use crate::{guide, terminal};

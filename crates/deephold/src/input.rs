@@ -1,0 +1,39 @@
+//! Texts that the user gives in files or through standard input.
+
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use deephold_base::{ErrorCode, human_bytes};
+
+use crate::fail::{fail, invalid};
+
+/// The most for a prompt: three times the text of a context of a million tokens.
+const MAX_TEXT_BYTES: u64 = 16 << 20;
+
+/// A prompt, schema, grammar or request: a file, a pipe, or standard input for `-`.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    read_text_within(path, MAX_TEXT_BYTES)
+}
+
+/// As [`read_text`], of at most `limit` bytes; no more than that is read of what has no end.
+pub(crate) fn read_text_within(path: &Path, limit: u64) -> Result<String> {
+    let mut bytes = Vec::new();
+    let is_stdin = path.as_os_str() == "-";
+    let place = if is_stdin { "standard input".to_owned() } else { path.display().to_string() };
+    let read = if is_stdin {
+        std::io::stdin().lock().take(limit + 1).read_to_end(&mut bytes)
+    } else {
+        let file = std::fs::File::open(path).with_context(|| format!("cannot open {place}"))?;
+        file.take(limit + 1).read_to_end(&mut bytes)
+    };
+    read.with_context(|| format!("cannot read {place}"))?;
+    if bytes.len() as u64 > limit {
+        let message = format!("{place} has more than {}, the most that is read here", human_bytes(limit));
+        return Err(fail(ErrorCode::LimitExceeded, message));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        invalid(format!("{place} is not UTF-8: byte {at} does not continue a character; convert it first"))
+    })
+}
