@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 type Proof = (&'static str, &'static str, fn(&Path) -> Result<()>);
 
 /// What there is to prove.
-const PROOFS: [Proof; 5] = [
+const PROOFS: [Proof; 6] = [
     ("api", "the service is as it describes itself: thousands of requests by schemathesis", api),
     ("schemas", "answers of SmolLM2 fit 40 schemas, as text and as calls: 240 answers", schemas),
     ("tools", "a conversation with tools, as Qwen2.5-Coder 0.5B holds it", tools),
@@ -22,6 +22,7 @@ const PROOFS: [Proof; 5] = [
         "LangChain, LiteLLM and the Vercel AI SDK, each with a streamed conversation with a tool",
         clients,
     ),
+    ("hostile", "odd and hostile input ends with its exit code, within 512 MiB and 5 s each", hostile),
     ("harness", "lm-eval's log-likelihoods are the engine's", harness),
 ];
 
@@ -52,6 +53,21 @@ fn schemas(root: &Path) -> Result<()> {
     let service =
         Service::start(root, &[&fetched("smollm2-135m-instruct.q4_1.gguf")?, "--cache-memory", "1GiB"])?;
     service.drive(root, "schemas.py", &format!("{}/v1", service.base), &["model", "40", "3"])
+}
+
+fn hostile(root: &Path) -> Result<()> {
+    let status = Command::new("cargo")
+        .current_dir(root)
+        .args(["test", "--locked", "--workspace", "--test", "hostile", "--"])
+        .args(["--nocapture", "--test-threads", "1"])
+        .env("DEEPHOLD_HOSTILE", "all")
+        .env("DEEPHOLD_PROGRAM", program(root)?)
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("a case failed");
+    }
+    Ok(())
 }
 
 fn tools(root: &Path) -> Result<()> {
@@ -93,6 +109,15 @@ fn fetched(file: &str) -> Result<String> {
     Ok(format!("model={}", PathBuf::from(folder).join(file).display()))
 }
 
+/// The program as it is released.
+fn program(root: &Path) -> Result<PathBuf> {
+    let program = root.join("target/release/deephold");
+    if !program.is_file() {
+        bail!("there is no {}; `cargo build --release` makes it", program.display());
+    }
+    Ok(program)
+}
+
 /// A running server with a state of its own.
 struct Service {
     child: Child,
@@ -103,7 +128,7 @@ struct Service {
 
 impl Service {
     fn start(root: &Path, more: &[&str]) -> Result<Self> {
-        let program = root.join("target/release/deephold");
+        let program = program(root)?;
         let state = std::env::temp_dir().join(format!("deephold-prove-{}", std::process::id()));
         let mut child = Command::new(&program)
             .args(["serve", "--bind", "127.0.0.1:0", "--log", "off", "--state"])
@@ -111,9 +136,7 @@ impl Service {
             .args(more)
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| {
-                format!("cannot start {}; `cargo build --release` makes it", program.display())
-            })?;
+            .with_context(|| format!("cannot start {}", program.display()))?;
         let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
         let mut banner = String::new();
         for line in lines {

@@ -27,13 +27,29 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// Its name for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InvalidInput => "invalid_input",
+            Self::NotFound => "not_found",
+            Self::Unsupported => "unsupported",
+            Self::LimitExceeded => "limit_exceeded",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Busy => "busy",
+            Self::Cancelled => "cancelled",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Io => "io",
+            Self::Internal => "internal",
+        }
+    }
+
     /// The process exit code (sysexits.h where it has one).
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::InvalidInput => 65,
+            Self::InvalidInput | Self::LimitExceeded => 65,
             Self::NotFound => 66,
             Self::Unsupported => 69,
-            Self::LimitExceeded | Self::Busy | Self::DeadlineExceeded => 75,
+            Self::Busy | Self::DeadlineExceeded => 75,
             Self::OutOfMemory => 71,
             Self::Cancelled => 130,
             Self::Io => 74,

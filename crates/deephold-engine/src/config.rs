@@ -50,8 +50,9 @@ impl EngineConfig {
             return Err(EngineError::Config {
                 param: "cache_bytes",
                 problem: format!(
-                    "= {cache_bytes} holds {fits} positions, fewer than one context of {max_model_len}; \
-                     raise it or lower the context"
+                    "= {} holds {fits} positions, fewer than one context of {max_model_len}; \
+                     raise it or lower the context",
+                    deephold_base::human_bytes(cache_bytes)
                 ),
             });
         }
@@ -71,7 +72,7 @@ impl EngineConfig {
     pub(crate) fn validate(&self, info: &ModelInfo) -> Result<(), EngineError> {
         let bad = |param, problem: String| Err(EngineError::Config { param, problem });
         if self.block_size == 0 || self.block_size > 4096 {
-            return bad("block_size", format!("= {} must be 1..=4096", self.block_size));
+            return bad("block_size", format!("= {} must be from 1 to 4096", self.block_size));
         }
         if self.max_num_seqs == 0 {
             return bad("max_num_seqs", "must be at least 1".into());
@@ -87,8 +88,11 @@ impl EngineConfig {
         }
         self.policy.validate()?;
         if self.max_model_len < 2 || self.max_model_len > info.max_model_len {
-            let most = info.max_model_len;
-            return bad("max_model_len", format!("= {} must be 2..={most}", self.max_model_len));
+            let problem = match info.max_model_len {
+                0 | 1 => "leaves no room: the model itself has a context of one token".to_owned(),
+                most => format!("= {} must be from 2 to {most}", self.max_model_len),
+            };
+            return bad("max_model_len", problem);
         }
         if self.num_blocks == 0 {
             return bad("num_blocks", "must be at least 1".into());

@@ -38,7 +38,7 @@ pub enum EngineError {
     },
     /// A prompt that leaves no room for an answer.
     #[error(
-        "the prompt has {tokens} tokens, but the context holds {max_model_len} with the answer; shorten it"
+        "the prompt has {tokens} tokens, but the context holds {max_model_len} with the answer; shorten it, or raise the context where the model has more"
     )]
     PromptTooLong {
         /// Tokens of the prompt.

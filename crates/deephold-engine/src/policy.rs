@@ -63,7 +63,7 @@ impl SchedulerPolicy {
         }
         // Written so that NaN fails.
         if !(0.0..=0.9).contains(&self.newcomer_share) {
-            return bad("newcomer_share", format!("= {} must be 0..=0.9", self.newcomer_share));
+            return bad("newcomer_share", format!("= {} must be from 0 to 0.9", self.newcomer_share));
         }
         if self.min_chunk == 0 {
             return bad("min_chunk", "must be at least 1".into());

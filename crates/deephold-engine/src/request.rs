@@ -176,7 +176,11 @@ impl SamplingParams {
         for (param, value, low, high) in floats {
             // Written so that NaN fails.
             if !(value >= low && value <= high) {
-                return bad(param, format!("= {value} must be {low}..={high}"));
+                let range = match param {
+                    "top_p" => "above 0 and at most 1".to_owned(),
+                    _ => format!("from {low} to {high}"),
+                };
+                return bad(param, format!("= {value} must be {range}"));
             }
         }
         let counts = [
@@ -189,8 +193,17 @@ impl SamplingParams {
         ];
         for (param, value, low, high) in counts {
             if value < low || value > high {
-                return bad(param, format!("= {value} must be {low}..={high}"));
+                let range = match (low, high) {
+                    (low, usize::MAX) => format!("at least {low}"),
+                    (0, high) => format!("at most {high}"),
+                    _ => format!("from {low} to {high}"),
+                };
+                return bad(param, format!("= {value} must be {range}"));
             }
+        }
+        if self.min_tokens > self.max_tokens {
+            let (least, most) = (self.min_tokens, self.max_tokens);
+            return bad("min_tokens", format!("= {least} must be at most max_tokens = {most}"));
         }
         for (token, bias) in &self.logit_bias {
             if *token as usize >= vocab_size {

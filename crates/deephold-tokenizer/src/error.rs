@@ -1,6 +1,6 @@
 //! What can go wrong between text and ids.
 
-use deephold_base::ErrorCode;
+use deephold_base::{ErrorCode, human_bytes};
 use deephold_weights::WeightsError;
 
 /// A tokenizer, a template or a text that cannot be used.
@@ -43,7 +43,7 @@ pub enum TokenizerError {
     #[error(transparent)]
     File(#[from] WeightsError),
     /// A limit that is known at start.
-    #[error("{what} is {actual}, the most is {limit}")]
+    #[error("{what} is {}, the most is {}", amount(what, *actual), amount(what, *limit))]
     TooLarge {
         /// What.
         what: &'static str,
@@ -52,6 +52,11 @@ pub enum TokenizerError {
         /// How large it may be.
         limit: usize,
     },
+}
+
+/// A number as people read it: a size where bytes are counted.
+fn amount(what: &str, number: usize) -> String {
+    if what.contains("size") { human_bytes(number as u64) } else { number.to_string() }
 }
 
 impl TokenizerError {

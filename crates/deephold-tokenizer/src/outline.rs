@@ -31,6 +31,8 @@ pub(crate) struct Outline {
     pub(crate) decoder: Value,
     /// How many times longer the normalizer may make a text.
     pub(crate) growth: usize,
+    /// Whether it may make a text shorter.
+    pub(crate) shortens: bool,
 }
 
 #[derive(Deserialize)]
@@ -67,7 +69,7 @@ impl Outline {
             true => Ok(()),
             false => Err(TokenizerError::TooLarge { what, actual, limit }),
         };
-        within("tokenizer.json in bytes", json.len(), MAX_JSON as usize)?;
+        within("the size of tokenizer.json", json.len(), MAX_JSON as usize)?;
         let parts: Parts = serde_json::from_slice(json)
             .map_err(|e| TokenizerError::malformed("tokenizer.json", e.to_string()))?;
         within("the number of tokens in tokenizer.json", parts.model.vocab.0, MAX_ENTRIES)?;
@@ -83,7 +85,8 @@ impl Outline {
         }
         let growth = growth(&parts.normalizer);
         within("how many times the normalizer of tokenizer.json lengthens a text", growth, MAX_GROWTH)?;
-        Ok(Self { decoder: parts.decoder, growth })
+        let shortens = shortens(&parts.normalizer);
+        Ok(Self { decoder: parts.decoder, growth, shortens })
     }
 }
 
@@ -113,6 +116,19 @@ fn growth(normalizer: &Value) -> usize {
         // Once a text.
         Some("Prepend") => 1 + length(normalizer.get("prepend")).unwrap_or(0) / 64,
         _ => 1,
+    }
+}
+
+fn shortens(normalizer: &Value) -> bool {
+    if let Some(parts) = normalizer.get("normalizers").and_then(Value::as_array) {
+        return parts.iter().any(shortens);
+    }
+    let length = |v: Option<&Value>| v.and_then(Value::as_str).map(str::len);
+    match normalizer.get("type").and_then(Value::as_str) {
+        None if normalizer.is_null() => false,
+        Some("Prepend") => false,
+        Some("Replace") => length(normalizer.get("content")) < length(normalizer.pointer("/pattern/String")),
+        _ => true,
     }
 }
 

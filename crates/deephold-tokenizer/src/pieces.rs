@@ -43,7 +43,7 @@ impl Pieces {
             }
             if out.data.len() > u32::MAX as usize {
                 return Err(TokenizerError::TooLarge {
-                    what: "the vocabulary in bytes",
+                    what: "the size of the vocabulary",
                     actual: out.data.len(),
                     limit: u32::MAX as usize,
                 });
@@ -51,6 +51,11 @@ impl Pieces {
         }
         out.starts.push(out.data.len() as u32);
         Ok(out)
+    }
+
+    /// Bytes of the longest.
+    pub(crate) fn longest(&self) -> usize {
+        self.starts.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)
     }
 
     /// How many ids.

@@ -14,7 +14,7 @@ use crate::pre_tokenizer::PreTokenizer;
 use crate::sentencepiece::SentencePiece;
 
 /// The longest text that is encoded at once, in bytes, as long as the normalizer does not make it longer.
-const MAX_TEXT: usize = 32 << 20;
+const MAX_TEXT: usize = 16 << 20;
 
 /// How ids become bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct Tokenizer {
     strips_first_space: bool,
     /// How many times longer the normalizer may make a text.
     growth: usize,
+    /// Bytes of text that a token stands for at most, where that is known.
+    longest: Option<usize>,
     /// Explicit word of tokenizer_config.json or GGUF; otherwise the post-processor decides.
     add_bos: Option<bool>,
     bos: Option<TokenId>,
@@ -84,6 +86,9 @@ impl Tokenizer {
         let decoding = decoding(&outline.decoder)?;
         let library = build(json)?;
         let pieces = library_pieces(&library, decoding)?;
+        // Others have tokens for words that they do not know, of any length.
+        let is_exact = decoding == Decoding::ByteLevel && !outline.shortens && !strips(&library);
+        let longest = is_exact.then(|| pieces.longest());
         let strips_first_space =
             matches!(decoding, Decoding::SentencePiece { strips_first_space: true } | Decoding::WordPiece);
         let mut out = Self {
@@ -91,6 +96,7 @@ impl Tokenizer {
             pieces,
             strips_first_space,
             growth: outline.growth,
+            longest,
             add_bos: None,
             bos: None,
             eos: None,
@@ -133,11 +139,14 @@ impl Tokenizer {
             }
             other => return Err(gguf::unsupported_model(other)),
         };
+        let is_exact = matches!(&encoder, Encoder::Library(t) if !strips(t));
+        let longest = is_exact.then(|| pieces.longest());
         let out = Self {
             encoder,
             pieces,
             strips_first_space,
             growth: 1,
+            longest,
             add_bos: None,
             bos: None,
             eos: None,
@@ -200,10 +209,15 @@ impl Tokenizer {
         self.strips_first_space
     }
 
+    /// How many tokens a text has at least: known without encoding it, which takes some sixty times its memory.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.longest.map_or(0, |longest| text.len().div_ceil(longest.max(1)))
+    }
+
     /// Ids of a text as it is: markers in it become their tokens, nothing is put before it. For rendered templates.
     ///
     /// # Errors
-    /// A text beyond 32 MiB (less where the normalizer makes texts longer), or one that the tokenizer refuses.
+    /// A text beyond 16 MiB (less where the normalizer makes texts longer), or one that the tokenizer refuses.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         self.run(text, false)
     }
@@ -267,7 +281,7 @@ impl Tokenizer {
     fn run(&self, text: &str, post_process: bool) -> Result<Vec<TokenId>, TokenizerError> {
         let limit = MAX_TEXT / self.growth;
         if text.len() > limit {
-            let what = "the text in bytes";
+            let what = "the size of the text";
             return Err(TokenizerError::TooLarge { what, actual: text.len(), limit });
         }
         match &self.encoder {
@@ -293,15 +307,36 @@ fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, TokenizerError> {
         .map_err(|_| TokenizerError::Encode("the tokenizer library failed on it".to_owned()))
 }
 
+/// The library's parser speaks of its own types where a part is of no kind that it knows.
+fn in_plain_words(error: &str) -> String {
+    const PARTS: [(&str, &str); 5] = [
+        ("Model", "model"),
+        ("Normalizer", "normalizer"),
+        ("PreTokenizer", "pre_tokenizer"),
+        ("PostProcessor", "post_processor"),
+        ("Decoder", "decoder"),
+    ];
+    let Some((_, rest)) = error.split_once("untagged enum ") else { return error.to_owned() };
+    let found = PARTS.iter().find(|(ours, _)| rest.starts_with(ours));
+    let part = found.map_or_else(|| "a part".to_owned(), |(_, part)| format!("its `{part}`"));
+    let place = rest.split_once(" at ").map_or_else(String::new, |(_, at)| format!(" (at {at})"));
+    format!("{part} is of no known kind, or lacks what its kind needs{place}")
+}
+
 fn build(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let malformed = |problem: String| TokenizerError::malformed("tokenizer.json", problem);
     let mut library = guarded(|| tokenizers::Tokenizer::from_bytes(json))
         .map_err(|_| malformed("the tokenizer library failed on it".into()))?
-        .map_err(|e| malformed(e.to_string()))?;
+        .map_err(|e| malformed(in_plain_words(&e.to_string())))?;
     // Limits for training batches; an engine wants all tokens and only them.
     library.with_truncation(None).map_err(|e| malformed(e.to_string()))?;
     library.with_padding(None);
     Ok(library)
+}
+
+/// Whether a token takes the space around it along, however much that is.
+fn strips(library: &tokenizers::Tokenizer) -> bool {
+    library.get_added_tokens_decoder().values().any(|token| token.lstrip || token.rstrip)
 }
 
 /// What the decoder of tokenizer.json does, in the kinds that language models use.

@@ -10,7 +10,7 @@ use deephold_weights::Checkpoint;
 use serde_json::Value;
 
 use crate::cli::SamplingArgs;
-use crate::fail::fail;
+use crate::fail::{bad_argument, fail};
 use crate::terminal;
 
 /// What came, and how long it took.
@@ -43,8 +43,13 @@ pub(crate) fn params(
     args: &SamplingArgs,
     mut defaults: SamplingParams,
     tokenizer: Option<&Tokenizer>,
+    vocab_size: usize,
     checkpoint: &Checkpoint,
-) -> SamplingParams {
+) -> Result<SamplingParams> {
+    if let Some(id) = args.stop_id.iter().find(|id| **id as usize >= vocab_size) {
+        let message = format!("--stop-id {id} is beyond the vocabulary of {vocab_size}");
+        return Err(bad_argument(message));
+    }
     fn set<T: Copy>(value: Option<T>, place: &mut T) {
         if let Some(value) = value {
             *place = value;
@@ -72,7 +77,7 @@ pub(crate) fn params(
         }
     };
     defaults.stop_token_ids.extend(&args.stop_id);
-    defaults
+    Ok(defaults)
 }
 
 /// What the model's generation_config.json recommends; DeepSeek-R1's recommendation where it is silent.
@@ -96,6 +101,7 @@ pub(crate) fn answer(
     request: Request,
     stops: &[String],
     sink: &mut dyn FnMut(&str) -> Result<()>,
+    between_steps: &mut dyn FnMut(),
 ) -> Result<Answer> {
     let id = request.id;
     let mut stream = tokenizer.map(|t| Detokenizer::after(t, &request.prompt));
@@ -121,6 +127,7 @@ pub(crate) fn answer(
             break;
         }
         let step = core.step();
+        between_steps();
         for output in step.outputs.into_iter().filter(|o| o.id == id) {
             out.cached_tokens = output.cached_tokens;
             for token in output.tokens {

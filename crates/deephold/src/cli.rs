@@ -380,7 +380,7 @@ pub(crate) struct ModelUnloadArgs {
     pub(crate) state: StateArgs,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct ModelListArgs {
     /// One JSON document instead of text
     #[arg(long)]
@@ -529,8 +529,8 @@ pub(crate) struct TemplateArgs {
     /// A Jinja file to use instead of the model's template
     #[arg(long, value_name = "FILE")]
     pub(crate) template: Option<PathBuf>,
-    /// Whether the model thinks first [default: the template's choice]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    /// Whether the model thinks first, as --thinking or --thinking=false [default: the template's choice]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) thinking: Option<bool>,
 }
 
@@ -538,7 +538,7 @@ pub(crate) struct TemplateArgs {
 pub(crate) struct ChatArgs {
     /// A Hugging Face folder or a .gguf file; without it the built-in guide
     pub(crate) model: Option<PathBuf>,
-    /// Answer this once and exit
+    /// Answer this once and exit; what is piped in is put behind it
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
     #[command(flatten)]
@@ -550,18 +550,18 @@ pub(crate) struct ChatArgs {
 }
 
 #[derive(Args)]
-#[command(group = clap::ArgGroup::new("input").required(true))]
+#[command(group = clap::ArgGroup::new("input").required(true).multiple(true).args(["prompt", "prompt_file", "prompt_ids"]))]
 pub(crate) struct GenerateArgs {
     /// A Hugging Face folder, a .gguf file, or `guide`
     pub(crate) model: PathBuf,
     /// The prompt
-    #[arg(short, long, value_name = "TEXT", group = "input")]
+    #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
-    /// A file with the prompt; `-` for standard input
-    #[arg(short = 'f', long, value_name = "FILE", group = "input")]
+    /// A file with the prompt, or with what --prompt is about; `-` for standard input
+    #[arg(short = 'f', long, value_name = "FILE")]
     pub(crate) prompt_file: Option<PathBuf>,
     /// The prompt as token ids; needs no tokenizer
-    #[arg(long, value_name = "IDS", value_delimiter = ',', group = "input")]
+    #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with_all = ["prompt", "prompt_file"])]
     pub(crate) prompt_ids: Option<Vec<u32>>,
     /// Take the text as it is, without a chat template
     #[arg(long)]

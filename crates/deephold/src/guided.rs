@@ -10,7 +10,7 @@ use deephold_tokenizer::{Dialect, THINK_OPEN, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::cli::GuideArgs;
-use crate::fail::{fail, invalid};
+use crate::fail::{bad_argument, fail, invalid};
 use crate::input::read_text;
 
 /// What was asked for.
@@ -40,7 +40,7 @@ impl GuideArgs {
         if is_named {
             functions.retain(|(name, _)| name == choice);
             if functions.is_empty() {
-                return Err(invalid(format!(
+                return Err(bad_argument(format!(
                     "--tool-choice {choice} names no function of {}",
                     path.display()
                 )));

@@ -1,6 +1,8 @@
 //! Texts that the user gives in files or through standard input.
 
 use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -8,8 +10,8 @@ use deephold_base::{ErrorCode, human_bytes};
 
 use crate::fail::{fail, invalid};
 
-/// The most for a prompt: three times the text of a context of a million tokens.
-const MAX_TEXT_BYTES: u64 = 16 << 20;
+/// The most for a prompt: a context of a million tokens is some 5 MiB of text.
+const MAX_TEXT_BYTES: u64 = 8 << 20;
 
 /// A prompt, schema, grammar or request: a file, a pipe, or standard input for `-`.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
@@ -36,4 +38,23 @@ pub(crate) fn read_text_within(path: &Path, limit: u64) -> Result<String> {
         let at = e.utf8_error().valid_up_to();
         invalid(format!("{place} is not UTF-8: byte {at} does not continue a character; convert it first"))
     })
+}
+
+/// The prompt, and what is piped in behind it: `--prompt "Summarise:" < report.txt`. `None` where there is neither.
+pub(crate) fn with_stdin(prompt: Option<&str>) -> Result<Option<String>> {
+    // A terminal is for typing; what else is no file and no pipe, such as a service's socket, may never end.
+    let piped = if gives_text() { read_text(Path::new("-"))? } else { String::new() };
+    Ok(match prompt {
+        Some(prompt) if piped.trim().is_empty() => Some(prompt.to_owned()),
+        Some(prompt) => Some(format!("{prompt}\n\n{}", piped.trim_end_matches('\n'))),
+        None if piped.is_empty() => None,
+        None => Some(piped),
+    })
+}
+
+/// Whether standard input is a file or a pipe.
+fn gives_text() -> bool {
+    let file = std::io::stdin().as_fd().try_clone_to_owned().map(std::fs::File::from);
+    let kind = file.and_then(|f| f.metadata()).map(|m| m.file_type());
+    kind.is_ok_and(|kind| kind.is_file() || kind.is_fifo())
 }

@@ -10,10 +10,10 @@ use deephold_engine::{EngineConfig, EngineCore, Machine, MemoryLease};
 use deephold_kernels::{Isa, Ops, PoolOptions, ThreadPool};
 use deephold_models::{Encoder, LoadOptions, Model};
 use deephold_tokenizer::{ChatFormat, Tokenizer, TokenizerError};
-use deephold_weights::{Checkpoint, verify};
+use deephold_weights::{Checkpoint, WeightsError, verify};
 
 use crate::cli::EngineArgs;
-use crate::fail::{fail, invalid};
+use crate::fail::{bad_argument, fail};
 use crate::{guide, system, terminal};
 
 /// Without `--context` a model's window is cut to this: the cache of a 128 K window would surprise a laptop.
@@ -39,7 +39,34 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
     if path.as_os_str() == guide::NAME && !path.exists() {
         return Ok(guide::open()?);
     }
-    Ok(Checkpoint::open(path)?)
+    hinted(Checkpoint::open(path), path)
+}
+
+/// An error about a path that is none, but the name of a model somewhere else, says how the model comes here.
+pub(crate) fn hinted(opened: Result<Checkpoint, WeightsError>, path: &Path) -> Result<Checkpoint> {
+    opened.map_err(|error| match looks_like_a_name(path) {
+        true if error.code() == ErrorCode::NotFound && !path.exists() => {
+            let name = path.display();
+            fail(
+                ErrorCode::NotFound,
+                format!(
+                    "there is no file or folder {name}; deephold takes paths and never fetches a model by name. On a machine with \
+                     internet fetch its Hugging Face folder (`hf download ORG/NAME --local-dir FOLDER`) or its .gguf file, bring \
+                     it here, check it with `deephold model verify FOLDER`, and give its path"
+                ),
+            )
+        }
+        _ => error.into(),
+    })
+}
+
+/// `deepseek-r1:7b`, `org/model`, `https://...`, or a word: what other programs fetch models by.
+fn looks_like_a_name(path: &Path) -> bool {
+    let Some(text) = path.to_str() else { return false };
+    let has_ending = [".gguf", ".safetensors", ".json"].iter().any(|e| text.ends_with(e));
+    let is_address = text.contains("://");
+    let is_path = text.starts_with(['/', '.', '~']) || text.ends_with('/') || text.matches('/').count() > 1;
+    is_address || !(is_path || has_ending)
 }
 
 /// The arithmetic and memory that the arguments ask for.
@@ -51,7 +78,7 @@ pub(crate) fn machine(args: &EngineArgs) -> Result<Arc<Machine>> {
         return Err(fail(ErrorCode::Unsupported, message));
     }
     if args.threads > 4096 {
-        return Err(invalid("--threads is at most 4096"));
+        return Err(bad_argument("--threads is at most 4096"));
     }
     let pool = ThreadPool::new(PoolOptions { threads: args.threads, pin: args.pin });
     Ok(Machine::new(Arc::new(Ops::new(isa, Arc::new(pool))), memory_budget(args)))
@@ -131,6 +158,18 @@ fn memory_budget(args: &EngineArgs) -> u64 {
     }
 }
 
+/// Refuses a text that cannot fit `context` tokens before it is encoded, which takes some sixty times its memory.
+pub(crate) fn refuse_hopeless(tokenizer: &Tokenizer, text: &str, context: usize) -> Result<()> {
+    let least = tokenizer.least_tokens(text);
+    if least < context {
+        return Ok(());
+    }
+    let message = format!(
+        "the prompt has at least {least} tokens, but the context holds {context} with the answer; shorten it"
+    );
+    Err(fail(ErrorCode::LimitExceeded, message))
+}
+
 impl Loaded {
     /// What a service keeps beside the engine: the tokenizer, the checkpoint that it came from, and the weights' part of the
     /// machine's memory.
@@ -152,8 +191,10 @@ impl Loaded {
     pub(crate) fn context(&self, args: &EngineArgs) -> Result<usize> {
         let most = self.model.info().max_model_len;
         match args.context {
-            Some(n) if n > most => Err(invalid(format!("--context {n} is beyond the model's {most} tokens"))),
-            Some(n) if n < 2 => Err(invalid("--context is at least 2")),
+            Some(n) if n > most => {
+                Err(bad_argument(format!("--context {n} is beyond the model's {most} tokens")))
+            }
+            Some(n) if n < 2 => Err(bad_argument("--context is at least 2")),
             Some(n) => Ok(n),
             None => Ok(most.min(DEFAULT_CONTEXT)),
         }

@@ -1,9 +1,11 @@
 //! The `deephold` program: arguments, wiring, and what people see. Everything else is in the crates below.
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "lines go through `console`")]
 
 mod answer;
 mod cli;
 mod commands;
 mod config;
+mod console;
 mod fail;
 mod guide;
 mod guided;
@@ -19,9 +21,24 @@ use clap::{CommandFactory, FromArgMatches};
 
 use cli::{AuditCommand, Cli, Command, EvalCommand, ModelCommand};
 
+/// Whether the command was given `--json`.
+fn asks_for_json(matches: &clap::ArgMatches) -> bool {
+    match matches.subcommand() {
+        Some((_, inner)) => asks_for_json(inner),
+        None => matches.try_get_one::<bool>("json").ok().flatten().copied().unwrap_or(false),
+    }
+}
+
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let parsed = Cli::command().after_long_help(fail::EXIT_CODES).try_get_matches();
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return fail::usage(&error),
+    };
+    if asks_for_json(&matches) {
+        fail::report_as_json();
+    }
     let result = match cli.command {
         Command::Chat(args) => commands::chat::run(&args),
         Command::Generate(args) => commands::generate::run(&args),

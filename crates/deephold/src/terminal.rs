@@ -2,20 +2,58 @@
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use nix::sys::termios::{SetArg, Termios, tcsetattr};
+
+use crate::console::{DIM, GREEN, NO_COLOUR, NOT_DIM, RED, note};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C sets a flag instead of ending the program. A second one, while the first is not yet seen, ends it.
+/// Whether somebody looks at the flag; where not, the first signal ends the program.
+static IS_WATCHED: AtomicBool = AtomicBool::new(true);
+
+/// What the terminal was before it was made quiet.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// From now on Ctrl-C, SIGTERM and SIGHUP set a flag instead of ending the program. A second one, while the first is not yet
+/// seen, ends it.
 pub(crate) fn catch_interrupts() {
     // An error means that a handler is there already.
     let _ = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+        let again = INTERRUPTED.swap(true, Ordering::SeqCst);
+        if again || !IS_WATCHED.load(Ordering::SeqCst) {
+            restore();
+            if again {
+                note!("\n(ended by a second signal)");
+            }
             std::process::exit(130);
         }
     });
+}
+
+/// Says whether the flag is looked at: not while a prompt waits for the user.
+pub(crate) fn watch_interrupts(watched: bool) {
+    IS_WATCHED.store(watched, Ordering::SeqCst);
+}
+
+/// What the terminal goes back to with [`restore`], also when the program is ended.
+pub(crate) fn restore_at_exit(before: Option<Termios>) {
+    *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = before;
+}
+
+/// Whether the terminal was made quiet.
+pub(crate) fn is_quiet() -> bool {
+    BEFORE.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
+/// Undoes what was done to the terminal.
+pub(crate) fn restore() {
+    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let _ = tcsetattr(std::io::stdin(), SetArg::TCSADRAIN, &before);
+    }
 }
 
 /// Whether Ctrl-C was pressed since the last [`clear_interrupt`].
@@ -42,14 +80,14 @@ impl Style {
     }
 
     pub(crate) fn dim(self) -> (&'static str, &'static str) {
-        if self.on { ("\x1b[2m", "\x1b[22m") } else { ("", "") }
+        if self.on { (DIM, NOT_DIM) } else { ("", "") }
     }
 
     /// Red for what is wrong, green for what is well.
     pub(crate) fn verdict(self, good: bool, text: &str) -> String {
         match (self.on, good) {
-            (true, true) => format!("\x1b[32m{text}\x1b[39m"),
-            (true, false) => format!("\x1b[31m{text}\x1b[39m"),
+            (true, true) => format!("{GREEN}{text}{NO_COLOUR}"),
+            (true, false) => format!("{RED}{text}{NO_COLOUR}"),
             (false, _) => text.to_owned(),
         }
     }

@@ -46,7 +46,7 @@ fn every_written_format_answers_alike() {
             assert_eq!(out["text"], case["answer"], "{format}: {question}");
         }
         let again = deephold(&["quantize", text(&guide), text(&file), "--format", format]);
-        assert!(again.code == 65 && again.err.contains("--force"), "{}", again.err);
+        assert!(again.code == 73 && again.err.contains("--force"), "{}", again.err);
         let seen = json(&["model", "inspect", text(&file), "--json"]);
         assert_eq!(seen["architecture"], "DeepseekV3ForCausalLM");
         assert_eq!(seen["unsupported"].as_array().expect("list").len(), 0);
@@ -204,18 +204,8 @@ fn an_answer_has_the_form_that_is_asked_for() {
     let schema = r#"{"type":"object","properties":{"days":{"type":"integer","minimum":1,"maximum":9}},"required":["days"],"additionalProperties":false}"#;
     let schema_file = file("schema.json", schema);
     let ask = |more: &[&str]| {
-        let common = [
-            "generate",
-            "guide",
-            "-p",
-            "How long?",
-            "-n",
-            "120",
-            "--temperature",
-            "1",
-            "--thinking",
-            "false",
-        ];
+        let common =
+            ["generate", "guide", "-p", "How long?", "-n", "120", "--temperature", "1", "--thinking=false"];
         deephold(&[&common[..], more].concat())
     };
     for seed in ["1", "2", "3"] {

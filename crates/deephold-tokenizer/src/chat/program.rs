@@ -29,7 +29,7 @@ const MAX_DEPTH: usize = 200;
 const MAX_VALUES: u64 = 200_000;
 
 /// Bytes of text in a list or map; twice what a template is given.
-const MAX_TEXT: usize = 32 << 20;
+const MAX_TEXT: usize = 16 << 20;
 
 /// Names of functions that no template can call: they are not identifiers.
 const WEIGHED: &str = "weighed value";

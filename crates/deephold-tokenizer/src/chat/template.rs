@@ -14,7 +14,7 @@ use crate::{Dialect, Tokenizer, TokenizerError};
 const MAX_SOURCE: usize = 1 << 20;
 
 /// Messages and tools as JSON: a context of a million tokens is some 5 MiB of text.
-const MAX_INPUT: usize = 16 << 20;
+const MAX_INPUT: usize = 8 << 20;
 
 /// Work, of which an instruction is one unit, and so are 64 bytes built, written or read by a filter, and two values visited.
 /// The longest published template takes some hundreds a message, and 256 MiB of text over all.
@@ -95,7 +95,7 @@ impl ChatTemplate {
         eos: Option<String>,
     ) -> Result<Self, TokenizerError> {
         if source.len() > MAX_SOURCE {
-            let (what, limit) = ("the chat template in bytes", MAX_SOURCE);
+            let (what, limit) = ("the size of the chat template", MAX_SOURCE);
             return Err(TokenizerError::TooLarge { what, actual: source.len(), limit });
         }
         let mut syntax = SyntaxConfig::builder();
@@ -129,12 +129,12 @@ impl ChatTemplate {
     /// The prompt for `messages`.
     ///
     /// # Errors
-    /// What the template raises, messages beyond 16 MiB, or a limit on the work or the values of a template.
+    /// What the template raises, messages beyond 8 MiB, or a limit on the work or the values of a template.
     pub fn render(&self, messages: &Value, options: &RenderOptions) -> Result<String, TokenizerError> {
         let fail = |e: &Error| TokenizerError::Template(describe(e));
         let size = text_of(messages) + options.tools.as_ref().map_or(0, text_of);
         if size > MAX_INPUT {
-            let what = "the text of the messages in bytes";
+            let what = "the size of the messages";
             return Err(TokenizerError::TooLarge { what, actual: size, limit: MAX_INPUT });
         }
         let mut variables = options.variables.clone();

@@ -32,6 +32,15 @@ fn tokenizer_json() -> &'static [u8] {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
+    /// What is known without encoding is never more than there is.
+    #[test]
+    fn least_tokens_are_a_lower_bound(text in "\\PC{0,60}[ \\n]{0,300}a{0,200}") {
+        let tokenizer = vocabulary();
+        let least = tokenizer.least_tokens(&text);
+        prop_assert!(least <= tokenizer.encode(&text).expect("encodes").len());
+        prop_assert!(text.is_empty() || least > 0);
+    }
+
     #[test]
     fn any_text_comes_back(text in "\\PC{0,40}[\\s\\PC🦀\u{300}]{0,20}") {
         let ids = vocabulary().encode(&text).expect("encodes");

@@ -189,7 +189,11 @@ impl Checkpoint {
                 let p = checkpoint.problems.swap_remove(first);
                 Err(match p.kind {
                     FindingKind::File => {
-                        WeightsError::NotFound { what: format!("{}: {}", p.place, p.what), hint: p.hint }
+                        // The only files that are named and missing are the index's.
+                        WeightsError::NotFound {
+                            what: format!("{}, which the index names,", p.place),
+                            hint: p.hint,
+                        }
                     }
                     _ => WeightsError::malformed(p.place, format!("{}; {}", p.what, p.hint)),
                 })

@@ -46,6 +46,21 @@ fn fitting(wanted: DType, k: usize) -> DType {
     if k.is_multiple_of(smaller.block_len()) { smaller } else { DType::F16 }
 }
 
+/// Whether a tensor has another type than its format means, because its rows are not whole blocks.
+pub(super) fn fell_back(format: QuantFormat, name: &str, shape: &[usize], dtype: DType) -> bool {
+    let k = *shape.last().unwrap_or(&0);
+    let has_large_blocks = matches!(format, QuantFormat::Q4_K_M | QuantFormat::Q5_K_M | QuantFormat::Q6_K)
+        || (format == QuantFormat::Q4_0 && name.ends_with("output.weight"));
+    let split_latent = name.contains(".attn_k_b.") || name.contains(".attn_v_b.");
+    match dtype {
+        DType::F16 => true,
+        DType::Q5_0 | DType::Q5_1 | DType::Q8_0 => {
+            has_large_blocks && !split_latent && !k.is_multiple_of(256)
+        }
+        _ => false,
+    }
+}
+
 /// Routers decide; the indexer's head weights are few.
 fn keeps_f32(name: &str) -> bool {
     name.contains(".ffn_gate_inp.") || name.contains(".indexer.proj.") || name.contains("exp_probs_b")

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::QuantFormat;
-use super::choose::choose;
+use super::choose::{choose, fell_back};
 use super::hf_config::HfConfig;
 use super::metadata::{self, GgufArchitecture};
 use super::rows::{Order, Part, PlannedTensor, Source};
@@ -26,9 +26,30 @@ pub(super) fn plan(input: &Checkpoint, format: QuantFormat) -> Result<Plan<'_>, 
         Kind::Gguf => from_gguf(input, format)?,
         Kind::HuggingFace => from_hugging_face(input, format)?,
     };
+    plan.note_fallbacks(format);
     plan.metadata.set("general.quantization_version", Value::U32(2));
     plan.metadata.set("general.file_type", Value::U32(format.file_type()));
     Ok(plan)
+}
+
+impl Plan<'_> {
+    /// Says which types were taken instead of the format's own.
+    fn note_fallbacks(&mut self, format: QuantFormat) {
+        let mut counts: BTreeMap<&'static str, usize> = BTreeMap::new();
+        let fallbacks = self.planned.iter().filter(|t| t.shape.len() > 1);
+        for t in fallbacks.filter(|t| fell_back(format, &t.name, &t.shape, t.dtype)) {
+            *counts.entry(t.dtype.name()).or_default() += 1;
+        }
+        if counts.is_empty() {
+            return;
+        }
+        let total: usize = counts.values().sum();
+        let list: Vec<String> = counts.iter().map(|(name, n)| format!("{n} as {name}")).collect();
+        let list = list.join(", ");
+        self.notes.push(format!(
+            "the rows of {total} tensors are not whole blocks of {format}: they were written with more bits, {list}"
+        ));
+    }
 }
 
 /// Names and metadata stay; parts of a split model become one file.

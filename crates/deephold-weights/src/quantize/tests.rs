@@ -208,7 +208,8 @@ fn gguf_to_gguf_is_the_same_file() {
         write(&folder, &bf16, QuantFormat::BF16);
         write(&folder, &direct, QuantFormat::Q8_0);
         let report = write(&bf16, &again, QuantFormat::Q8_0);
-        assert!(report.notes.is_empty(), "{:?}", report.notes);
+        // Rows that are no whole blocks are noted; a second loss is not, since there is none.
+        assert!(!report.notes.iter().any(|n| n.contains("quantized before")), "{:?}", report.notes);
         let (a, b) = (Checkpoint::open(&direct).expect("a"), Checkpoint::open(&again).expect("b"));
         for info in a.tensors() {
             let (a, b) = (a.view(info), b.tensor(&info.name).expect("the same tensors"));

@@ -12,7 +12,7 @@ use crate::files::read_bounded;
 use crate::gguf::{Array, Metadata, Value};
 use crate::{Checkpoint, WeightsError, config};
 
-const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
+const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
 
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
@@ -27,12 +27,16 @@ pub(super) fn add(
     m: &mut Metadata,
     notes: &mut Vec<String>,
 ) -> Result<(), WeightsError> {
-    let Some(path) = input.tokenizer_json() else {
-        m.set("tokenizer.ggml.model", Value::text("none"));
-        notes.push("the folder has no tokenizer.json: the file serves token ids only".into());
-        return Ok(());
+    // A model that is part of a program has it in memory.
+    let (path, bytes) = match (input.tokenizer_json(), input.embedded_tokenizer_json()) {
+        (Some(path), _) => (path.clone(), read_bounded(&path, TOKENIZER_BYTES_MAX)?),
+        (None, Some(bytes)) => (input.path().join("tokenizer.json"), bytes.to_vec()),
+        (None, None) => {
+            m.set("tokenizer.ggml.model", Value::text("none"));
+            notes.push("the folder has no tokenizer.json: the file serves token ids only".into());
+            return Ok(());
+        }
     };
-    let bytes = read_bounded(&path, TOKENIZER_BYTES_MAX)?;
     let json = config::parse_bounded(&bytes, TOKENIZER_BYTES_MAX).map_err(|e| e.in_file(&path))?;
     let vocabulary = Vocabulary::parse(&json, vocab_size).map_err(|e| e.in_file(&path))?;
     let byte_fallback = json["model"]["byte_fallback"].as_bool().unwrap_or(false);

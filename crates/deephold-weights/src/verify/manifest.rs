@@ -138,7 +138,7 @@ pub(super) fn digests(
     report.files.sort_by(|a, b| a.path.cmp(&b.path));
     if let Some(manifest) = read_manifest(&manifest_path(checkpoint))? {
         report.manifest = true;
-        compare(&manifest, report);
+        compare(&manifest, options.renew, report);
     }
     Ok(())
 }
@@ -166,10 +166,17 @@ fn digest(path: &Path, done: &dyn Fn(u64)) -> Result<String, WeightsError> {
     Ok(sum.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
-fn compare(manifest: &Manifest, report: &mut VerifyReport) {
+fn compare(manifest: &Manifest, renew: bool, report: &mut VerifyReport) {
     let mut add = |place: &str, what: String| {
-        let hint = "fetch the file again, or write the manifest anew if the change was meant";
-        report.problems.push(problem(FindingKind::Digest, place, what, hint));
+        let hint = match renew {
+            false => {
+                "fetch the file again, or write the manifest anew (--write-manifest) if the change was meant"
+            }
+            true => "the new manifest takes it as it is",
+        };
+        let mut problem = problem(FindingKind::Digest, place, what, hint);
+        problem.harmless = renew;
+        report.problems.push(problem);
     };
     for noted in &manifest.files {
         let Some(found) = report.files.iter().find(|f| f.path == noted.path) else {

@@ -53,6 +53,8 @@ pub struct VerifyOptions<'a> {
     pub finite: bool,
     /// Digest every file, and compare with the manifest if there is one.
     pub digests: bool,
+    /// A new manifest will be written: what differs from the old one is said, and harmless.
+    pub renew: bool,
     /// How many threads.
     pub threads: usize,
     /// Why surplus tensors may be there (buffers of older files, multi-token prediction): those are reported harmless.
@@ -62,7 +64,7 @@ pub struct VerifyOptions<'a> {
 impl Default for VerifyOptions<'_> {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Self { finite: true, digests: true, threads, may_stay: None }
+        Self { finite: true, digests: true, renew: false, threads, may_stay: None }
     }
 }
 

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::{print_json, print_table};
 use crate::cli::{AuditExportArgs, AuditShowArgs, AuditVerifyArgs, ExportFormat, RecordArgs};
-use crate::fail::invalid;
+use crate::console::{note, plain};
+use crate::fail::bad_argument;
 use crate::state_dir::StateDir;
 
 pub(crate) fn verify(args: &AuditVerifyArgs) -> Result<ExitCode> {
@@ -47,7 +48,7 @@ pub(crate) fn verify(args: &AuditVerifyArgs) -> Result<ExitCode> {
 fn receipt(text: &str) -> Result<Receipt> {
     let parsed = text.split_once(':').and_then(|(seq, hash)| Some((seq.parse().ok()?, unhex(hash)?)));
     let (seq, hash) =
-        parsed.ok_or_else(|| invalid("--expect is SEQ:HASH, as `audit verify` shows the head"))?;
+        parsed.ok_or_else(|| bad_argument("--expect is SEQ:HASH, as `audit verify` shows the head"))?;
     Ok(Receipt { seq, hash })
 }
 
@@ -86,7 +87,7 @@ pub(crate) fn export(args: &AuditExportArgs) -> Result<ExitCode> {
         ExportFormat::Csv => write_table(out, &reader, &filter)?,
     };
     if let Some(path) = &args.output {
-        eprintln!("{count} records in {}", path.display());
+        note!("{count} records in {}", plain(&path.display().to_string()));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use super::doctor::ceilings_json;
 use super::print_json;
 use crate::cli::BenchArgs;
-use crate::fail::{fail, invalid};
+use crate::console::out;
+use crate::fail::{bad_argument, fail};
 use crate::loaded::{Loaded, load};
 use crate::terminal;
 
@@ -56,7 +57,7 @@ impl Figure {
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     if args.runs == 0 || args.batch.iter().any(|b| *b == 0 || *b > 4096) {
-        return Err(invalid("--runs and every size in --batch must be at least 1, sizes at most 4096"));
+        return Err(bad_argument("--runs and every size in --batch must be at least 1, sizes at most 4096"));
     }
     let mut engine_args = args.engine.clone();
     let context = (args.prompt_tokens + 1).max(args.decode_tokens + 2);
@@ -68,6 +69,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         // A prompt in one piece, as peers are measured; a cached prefix would be no measurement.
         c.max_num_batched_tokens = args.prompt_tokens.max(512).max(most);
         c.enable_prefix_cache = false;
+        // All of a batch come at once.
+        c.max_waiting = c.max_waiting.max(most);
         c.policy = SchedulerPolicy::throughput();
     })?;
     terminal::catch_interrupts();
@@ -128,32 +131,32 @@ fn show(args: &BenchArgs, loaded: &Loaded, ceilings: &Ceilings, figures: &[Figur
             "figures": figures.iter().map(Figure::json).collect::<Vec<_>>(),
         }));
     }
-    println!(
+    out!(
         "{}, {} packed, {threads} threads, {isa}, loaded in {:.2} s",
         info.architecture,
         human_bytes(info.packed_bytes),
         loaded.load_time.as_secs_f64()
-    );
-    println!(
+    )?;
+    out!(
         "limits of this machine: read {:.1} GB/s, int8 {:.1} G multiply-adds/s, f32 {:.1} GFLOP/s",
         ceilings.read_bytes_per_second / 1e9,
         ceilings.int8_macs_per_second / 1e9,
         ceilings.f32_flops_per_second / 1e9
-    );
-    println!("{:16} {:>12} {:>8} {:>12} {:>10}", "", "tokens/s", "spread", "limit", "reached");
+    )?;
+    out!("{:16} {:>12} {:>8} {:>12} {:>10}", "", "tokens/s", "spread", "limit", "reached")?;
     for f in figures {
-        println!(
+        out!(
             "{:16} {:>12.2} {:>7.1}% {:>12.2} {:>9.1}%",
             f.name,
             f.median(),
             100.0 * f.spread(),
             f.limit,
             f.percent()
-        );
+        )?;
     }
-    println!(
+    out!(
         "limit: the larger of reading the stored weights once and of their multiplications; cache and attention not counted"
-    );
+    )?;
     Ok(())
 }
 

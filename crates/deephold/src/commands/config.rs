@@ -1,6 +1,5 @@
 //! `deephold config`.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -9,15 +8,15 @@ use serde_json::json;
 use super::print_json;
 use crate::cli::ConfigCommand;
 use crate::config::{Settings, reference};
+use crate::console::{self, out, plain};
 
 pub(crate) fn run(command: &ConfigCommand) -> Result<ExitCode> {
-    let mut out = std::io::stdout().lock();
     match command {
         ConfigCommand::Check(args) => {
             let settings = Settings::read(args.config.as_deref())?;
             match settings.file() {
-                Some(file) => writeln!(out, "{} and the environment are valid", file.display())?,
-                None => writeln!(out, "there is no configuration file; the environment is valid")?,
+                Some(file) => out!("{} and the environment are valid", plain(&file.display().to_string()))?,
+                None => out!("there is no configuration file; the environment is valid")?,
             }
         }
         ConfigCommand::Show(args) => {
@@ -27,9 +26,9 @@ pub(crate) fn run(command: &ConfigCommand) -> Result<ExitCode> {
                 return print_json(&json!({ "file": file, "settings": settings.to_json() }))
                     .map(|()| ExitCode::SUCCESS);
             }
-            write!(out, "{}", settings.to_toml(args.origin))?;
+            console::write(&settings.to_toml(args.origin))?;
         }
-        ConfigCommand::Reference => write!(out, "{}", reference())?,
+        ConfigCommand::Reference => console::write(&reference())?,
     }
     Ok(ExitCode::SUCCESS)
 }

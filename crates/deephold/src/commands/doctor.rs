@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 
 use super::{print_json, print_table};
 use crate::cli::DoctorArgs;
+use crate::console::note;
 use crate::system;
 
 pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let t = topology::topology();
     let isa = Isa::detect();
     let pool = ThreadPool::new(PoolOptions::default());
-    eprintln!("measuring for about a second ...");
+    note!("measuring for about a second ...");
     let c = ceilings::measure(&pool, isa);
     let memory = system::memory();
     let advice = advice(&t, isa, &memory);

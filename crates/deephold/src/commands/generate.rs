@@ -1,6 +1,6 @@
 //! `deephold generate`.
 
-use std::io::Write;
+use std::hash::{BuildHasher, RandomState};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +9,18 @@ use anyhow::Result;
 use deephold_base::TokenId;
 use deephold_engine::{Request, SamplingParams};
 use deephold_tokenizer::{
-    ChatFormat, ChatTemplate, Detokenizer, Dialect, ParsedAnswer, RenderOptions, Tokenizer, TokenizerError,
-    parse_answer,
+    ChatFormat, ChatTemplate, Detokenizer, Dialect, ParsedAnswer, ReasoningSplitter, RenderOptions, Segment,
+    Tokenizer, TokenizerError, parse_answer,
 };
 use serde_json::{Value, json};
 
 use super::print_json;
 use crate::answer::{Answer, answer, params};
 use crate::cli::{GenerateArgs, TemplateArgs};
-use crate::fail::{fail, invalid};
+use crate::console::{self, AnswerText, out};
+use crate::fail::{bad_argument, fail};
 use crate::input::{read_text, read_text_within};
-use crate::loaded::{Loaded, load};
+use crate::loaded::{Loaded, load, refuse_hopeless};
 use crate::{system, terminal};
 
 /// The longest template; published ones stay below 20 KiB.
@@ -33,9 +34,12 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let (prompt, chat) = match (&args.prompt_ids, &text) {
         (Some(ids), _) => (ids.clone(), None),
         (None, Some(text)) => encode(args, &loaded, text, tools)?,
-        (None, None) => return Err(invalid("give --prompt, --prompt-file or --prompt-ids")),
+        (None, None) => return Err(bad_argument("give --prompt, --prompt-file or --prompt-ids")),
     };
-    let mut core = loaded.engine(&args.engine, 1, |_| ())?;
+    // A step is what Ctrl-C waits for.
+    let mut core =
+        loaded.engine(&args.engine, 1, |c| c.policy.solo_target = Some(Duration::from_millis(250)))?;
+    let vocab_size = loaded.model.info().vocab_size;
     let load_time = loaded.load_time;
     let (tokenizer, checkpoint) = (loaded.tokenizer.map(Arc::new), loaded.checkpoint);
     let mut request = Request::new(0, prompt.clone(), SamplingParams::default());
@@ -45,7 +49,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
             Err(e) => return Err(fail(e.code(), e.to_string())),
         };
         if wanted.tools.is_some() && chat.is_none() {
-            return Err(invalid("--tools needs a model with a chat template, and a prompt as text"));
+            return Err(bad_argument("--tools needs a model with a chat template, and a prompt as text"));
         }
         let dialect = chat.as_ref().map_or(Dialect::Plain, |c| c.dialect);
         let rendered = chat.as_ref().map(|c| c.prompt.as_str());
@@ -54,23 +58,30 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     }
     let tokenizer = tokenizer.as_deref().ok();
     if tokenizer.is_none() && !args.sampling.stop.is_empty() {
-        return Err(invalid("--stop needs the model's tokenizer; use --stop-id"));
+        return Err(bad_argument("--stop needs the model's tokenizer; use --stop-id"));
     }
-    request.params = params(&args.sampling, SamplingParams::default(), tokenizer, &checkpoint);
+    request.params = params(&args.sampling, SamplingParams::default(), tokenizer, vocab_size, &checkpoint)?;
+    // Drawn here, so that it can be told.
+    let seed = *request.params.seed.get_or_insert_with(|| RandomState::new().hash_one(0));
     request.params.logprobs = args.logprobs;
     terminal::catch_interrupts();
-    let mut out = std::io::stdout().lock();
+    let screen = AnswerText::stdout();
     let has_tools = wanted.as_ref().is_some_and(|w| w.tools.is_some());
     // Calls are told from text once both are whole.
     let streams = !args.json && !has_tools;
-    let a = answer(&mut core, tokenizer, request, &args.sampling.stop, &mut |text| {
-        if streams {
-            out.write_all(text.as_bytes())?;
-            out.flush()?;
-        }
-        Ok(())
-    })?;
-    drop(out);
+    let a = answer(
+        &mut core,
+        tokenizer,
+        request,
+        &args.sampling.stop,
+        &mut |text| {
+            if streams {
+                screen.write(text)?;
+            }
+            Ok(())
+        },
+        &mut || (),
+    )?;
     let parsed = match (tokenizer, &chat) {
         (Some(tokenizer), Some(chat)) if has_tools => Some(parse(&a, tokenizer, &prompt, chat)),
         _ => None,
@@ -79,7 +90,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         p.tool_calls.iter().map(|c| json!({ "name": c.name, "arguments": c.arguments })).collect()
     };
     if args.json {
-        let mut out = report(&prompt, &a, load_time, tokenizer.is_some());
+        let mut out = report(&prompt, &a, load_time, tokenizer);
+        out["seed"] = seed.into();
+        if let Some(chat) = &chat {
+            let (thinking, content) = split(chat, &a.text);
+            out["reasoning_content"] = json!(thinking);
+            out["content"] = content.into();
+        }
         if let Some(parsed) = &parsed {
             out["content"] = parsed.content.as_str().into();
             out["tool_calls"] = calls(parsed).into();
@@ -87,14 +104,16 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         print_json(&out)?;
     } else if let Some(parsed) = &parsed {
         if !parsed.content.trim().is_empty() {
-            println!("{}", parsed.content);
+            screen.write(&format!("{}\n", parsed.content))?;
         }
-        calls(parsed).iter().for_each(|call| println!("{call}"));
+        for call in calls(parsed) {
+            out!("{}", console::json_text(&call, false))?;
+        }
     } else if tokenizer.is_none() {
         let ids: Vec<String> = a.ids().iter().map(TokenId::to_string).collect();
-        println!("{}", ids.join(","));
+        out!("{}", ids.join(","))?;
     } else if !a.text.ends_with('\n') {
-        println!();
+        out!()?;
     }
     Ok(if a.finish_reason == "abort" { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
@@ -115,10 +134,12 @@ fn parse(a: &Answer, tokenizer: &Tokenizer, prompt: &[TokenId], chat: &Chat) -> 
 }
 
 fn prompt_text(args: &GenerateArgs) -> Result<Option<String>> {
-    if let Some(path) = &args.prompt_file {
-        return read_text(path).map(Some);
-    }
-    Ok(args.prompt.clone())
+    let file = args.prompt_file.as_deref().map(read_text).transpose()?;
+    Ok(match (&args.prompt, file) {
+        // A question and what it is about.
+        (Some(prompt), Some(file)) => Some(format!("{prompt}\n\n{}", file.trim_end_matches('\n'))),
+        (prompt, file) => file.or_else(|| prompt.clone()),
+    })
 }
 
 fn encode(
@@ -128,6 +149,7 @@ fn encode(
     tools: Option<Value>,
 ) -> Result<(Vec<TokenId>, Option<Chat>)> {
     let tokenizer = loaded.tokenizer()?;
+    refuse_hopeless(tokenizer, text, loaded.context(&args.engine)?)?;
     if args.raw {
         return Ok((tokenizer.encode_prompt(text)?, None));
     }
@@ -180,7 +202,31 @@ pub(crate) fn render(
     format.render(&Value::Array(messages.to_vec()), &options).map_err(|e| fail(e.code(), e.to_string()))
 }
 
-fn report(prompt: &[TokenId], a: &Answer, load_time: Duration, has_text: bool) -> Value {
+/// What was thought, if anything, and what was answered.
+fn split(chat: &Chat, text: &str) -> (Option<String>, String) {
+    let (mut thinking, mut content) = (String::new(), String::new());
+    let mut splitter = ReasoningSplitter::after_prompt(&chat.prompt);
+    let mut segments = splitter.push(text);
+    segments.extend(splitter.finish());
+    for segment in segments {
+        match segment {
+            Segment::Reasoning(text) => thinking += &text,
+            Segment::Content(text) => content += &text,
+        }
+    }
+    ((!thinking.is_empty()).then_some(thinking), content)
+}
+
+fn report(prompt: &[TokenId], a: &Answer, load_time: Duration, tokenizer: Option<&Tokenizer>) -> Value {
+    // A token may end within a character; its bytes then say what its text cannot.
+    let token = |id: TokenId| match tokenizer.map(|t| t.token_bytes(id)) {
+        None => json!({ "id": id }),
+        Some(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => json!({ "id": id, "text": text }),
+            Err(_) => json!({ "id": id, "text": String::from_utf8_lossy(bytes), "bytes": bytes }),
+        },
+    };
+    let tokens: Vec<Value> = a.ids().into_iter().map(token).collect();
     let logprobs: Vec<Value> = a
         .tokens
         .iter()
@@ -198,7 +244,8 @@ fn report(prompt: &[TokenId], a: &Answer, load_time: Duration, has_text: bool) -
     json!({
         "prompt_ids": prompt,
         "ids": a.ids(),
-        "text": has_text.then_some(&a.text),
+        "tokens": tokens,
+        "text": tokenizer.map(|_| &a.text),
         "finish_reason": a.finish_reason,
         "logprobs": (!logprobs.is_empty()).then_some(logprobs),
         "usage": {

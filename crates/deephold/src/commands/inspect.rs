@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{print_json, print_table};
 use crate::cli::InspectArgs;
+use crate::console::{out, plain};
 use crate::loaded::open;
 
 pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
@@ -159,9 +160,9 @@ impl View<'_> {
         rows.extend(unsupported.into_iter().map(|u| ("unsupported", u)));
         print_table(&rows)?;
         if tensors {
-            println!();
+            out!()?;
             for t in self.checkpoint.tensors() {
-                println!("{:8} {:>24} {}", t.dtype.name(), format!("{:?}", t.shape), t.name);
+                out!("{:8} {:>24} {}", t.dtype.name(), format!("{:?}", t.shape), plain(&t.name))?;
             }
         }
         Ok(())

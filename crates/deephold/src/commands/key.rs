@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::print_json;
 use crate::cli::{KeyCommand, StateArgs};
+use crate::console::{note, out, plain};
 use crate::fail::{fail, invalid};
 use crate::state_dir::StateDir;
 
@@ -32,26 +33,26 @@ pub(crate) fn run(command: &KeyCommand) -> Result<ExitCode> {
         }
         AdminAnswer::Revoked if json => print_json(&json!({ "revoked": true })).map(|()| ExitCode::SUCCESS),
         AdminAnswer::Revoked => {
-            println!("revoked; requests with it are refused from now on");
+            out!("revoked; requests with it are refused from now on")?;
             Ok(ExitCode::SUCCESS)
         }
         AdminAnswer::Issued { key, secret } if json => {
             print_json(&json!({ "key": key, "secret": secret })).map(|()| ExitCode::SUCCESS)
         }
         AdminAnswer::Issued { key, secret } => {
-            println!("{secret}");
-            eprintln!(
+            out!("{secret}")?;
+            note!(
                 "{} for {} ({}), tenant {}; the line above is shown this once",
                 key.id,
-                key.owner,
+                plain(&key.owner),
                 key.role.name(),
-                key.tenant
+                plain(&key.tenant)
             );
             Ok(ExitCode::SUCCESS)
         }
         AdminAnswer::Keys(keys) if json => print_json(&json!(keys)).map(|()| ExitCode::SUCCESS),
         AdminAnswer::Keys(keys) => {
-            keys.iter().for_each(print);
+            keys.iter().try_for_each(print)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -75,7 +76,7 @@ fn ask(args: &StateArgs, request: &AdminRequest) -> Result<AdminAnswer> {
     Ok(admin::execute(request, &store, &log, now_ms())?)
 }
 
-fn print(key: &ApiKey) {
+fn print(key: &ApiKey) -> Result<()> {
     let day = |ms: i64| {
         let text = rfc3339(std::time::Duration::from_millis(ms.unsigned_abs()));
         text.chars().take(10).collect::<String>()
@@ -87,14 +88,14 @@ fn print(key: &ApiKey) {
         (None, None) => "valid".to_owned(),
     };
     let models = if key.models.is_empty() { "all models".to_owned() } else { key.models.join(", ") };
-    println!(
+    Ok(out!(
         "{}  {:8}  {}  {}  {}  since {}  {}",
         key.id,
         key.role.name(),
-        key.owner,
-        key.tenant,
-        models,
+        plain(&key.owner),
+        plain(&key.tenant),
+        plain(&models),
         day(key.created_ms),
         state
-    );
+    )?)
 }

@@ -16,25 +16,21 @@ pub(crate) mod replay;
 pub(crate) mod serve;
 pub(crate) mod verify;
 
-use std::io::Write;
-
 use anyhow::Result;
 use serde_json::Value;
 
+use crate::console::{self, out, plain};
+
 /// One JSON document on standard output.
 fn print_json(value: &Value) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value)?;
-    writeln!(out)?;
-    Ok(out.flush()?)
+    Ok(console::write(&(console::json_text(value, true) + "\n"))?)
 }
 
 /// Lines of `name  value`, the values in one column.
 fn print_table(rows: &[(&str, String)]) -> Result<()> {
     let width = rows.iter().map(|r| r.0.len()).max().unwrap_or(0);
-    let mut out = std::io::stdout().lock();
     for (name, value) in rows {
-        writeln!(out, "{name:width$}  {value}")?;
+        out!("{name:width$}  {}", plain(value))?;
     }
-    Ok(out.flush()?)
+    Ok(())
 }

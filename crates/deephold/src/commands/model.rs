@@ -12,6 +12,7 @@ use serde_json::json;
 use super::print_json;
 use super::serve::named;
 use crate::cli::{ModelListArgs, ModelLoadArgs, ModelUnloadArgs, StateArgs};
+use crate::console::{out, plain};
 use crate::fail::{fail, invalid};
 use crate::state_dir::StateDir;
 use crate::{guide, terminal};
@@ -49,16 +50,16 @@ pub(crate) fn list(args: &ModelListArgs) -> Result<ExitCode> {
         return print_json(&serde_json::to_value(&models)?).map(|()| ExitCode::SUCCESS);
     }
     for m in models {
-        println!(
+        out!(
             "{}  {}  {} context  {} cache  {} running  {} waiting  {}",
-            m.name,
-            m.facts.architecture,
+            plain(&m.name),
+            plain(&m.facts.architecture),
             m.facts.context,
             human_bytes(m.cache_bytes as u64),
             m.running,
             m.waiting,
             m.facts.digest
-        );
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -76,7 +77,7 @@ fn ask(state: &StateArgs, request: &AdminRequest) -> Result<AdminAnswer> {
 fn changed(answer: AdminAnswer, json: bool, value: &serde_json::Value, words: &str) -> Result<ExitCode> {
     match answer {
         AdminAnswer::ModelChanged if json => print_json(value)?,
-        AdminAnswer::ModelChanged => println!("{words}"),
+        AdminAnswer::ModelChanged => out!("{words}")?,
         _ => return unexpected(),
     }
     Ok(ExitCode::SUCCESS)

@@ -12,17 +12,25 @@ use serde_json::json;
 
 use super::{print_json, print_table};
 use crate::cli::PerplexityArgs;
-use crate::fail::{fail, invalid};
+use crate::fail::{bad_argument, fail, invalid};
 use crate::input::read_text;
 use crate::loaded::{Loaded, load};
 use crate::terminal;
 
 const WINDOW: usize = 512;
+/// Tokens of a window at least.
+const SHORTEST: usize = 8;
 const BLOCK: usize = 16;
 /// Rows of one pass: their logits are all kept, [64, V].
 const ROWS: usize = 64;
 
 pub(crate) fn run(args: &PerplexityArgs) -> Result<ExitCode> {
+    if args.windows == Some(0) {
+        return Err(bad_argument("--windows is at least 1"));
+    }
+    if args.engine.context.is_some_and(|n| n < SHORTEST) {
+        return Err(bad_argument(format!("--context is at least {SHORTEST}: half of a window is scored")));
+    }
     let text = read_text(&args.text)?;
     let loaded = load(&args.model, &args.engine)?;
     let tokenizer = loaded.tokenizer()?;
@@ -34,8 +42,13 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<ExitCode> {
         None => WINDOW.min(loaded.model.info().max_model_len),
     }
     .min(ids.len());
-    if window < 8 {
-        return Err(invalid(format!("{} has {} tokens; give at least 8", args.text.display(), ids.len())));
+    if window < SHORTEST {
+        let place = if args.text.as_os_str() == "-" {
+            "standard input".to_owned()
+        } else {
+            args.text.display().to_string()
+        };
+        return Err(invalid(format!("{place} has {} tokens; give at least {SHORTEST}", ids.len())));
     }
     let reference = args.reference.as_ref().map(|path| load(path, &args.engine)).transpose()?;
     if let Some(r) = &reference

@@ -9,14 +9,16 @@ use deephold_weights::quantize;
 
 use super::print_json;
 use crate::cli::QuantizeArgs;
-use crate::fail::invalid;
+use crate::console::{out, plain};
+use crate::fail::cannot_create;
 use crate::loaded::open;
 use crate::terminal;
 
 pub(crate) fn run(args: &QuantizeArgs) -> Result<ExitCode> {
-    if args.output.exists() && !args.force {
+    // A link that leads nowhere is there as well.
+    if args.output.symlink_metadata().is_ok() && !args.force {
         let message = format!("{} exists; --force replaces it", args.output.display());
-        return Err(invalid(message));
+        return Err(cannot_create(message));
     }
     let input = open(&args.input)?;
     terminal::catch_interrupts();
@@ -24,7 +26,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<ExitCode> {
     let report = quantize::run(&input, &args.output, args.format, &mut |p| {
         bar.set_length(p.total_elements);
         bar.set_position(p.done_elements);
-        bar.set_message(p.tensor.to_owned());
+        bar.set_message(plain(p.tensor).into_owned());
         if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.finish_and_clear();
@@ -35,20 +37,20 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<ExitCode> {
     }
     for t in &report.tensors {
         let change = format!("{} -> {}", t.from, t.to);
-        println!("{change:16} {:>9.5} rel. error  {}", t.relative_rmse, t.name);
+        out!("{change:16} {:>9.5} rel. error  {}", t.relative_rmse, plain(&t.name))?;
     }
     for (name, reason) in &report.skipped {
-        println!("left out: {name} ({reason})");
+        out!("left out: {} ({reason})", plain(name))?;
     }
     for note in &report.notes {
-        println!("note: {note}");
+        out!("note: {}", plain(note))?;
     }
-    println!(
+    out!(
         "{}: {} of weights became {} in {}",
-        args.output.display(),
+        plain(&args.output.display().to_string()),
         human_bytes(report.input_bytes),
         human_bytes(report.output_bytes),
         report.format
-    );
+    )?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,5 @@
 //! `deephold serve`.
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,7 +22,8 @@ use sd_notify::NotifyState;
 use crate::answer::recommended;
 use crate::cli::{AuditFailureArg, AuditPolicyArg, EngineArgs, LogArg, ServeArgs, value_name};
 use crate::config::{self, Settings};
-use crate::fail::invalid;
+use crate::console::{self, note};
+use crate::fail::bad_argument;
 use crate::loaded::{Progress, chat_format, digest, load_checkpoint, load_encoder, machine, open};
 use crate::state_dir::StateDir;
 use crate::{guide, system, terminal};
@@ -88,7 +88,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         let key = first_key.as_deref();
         let welcome = welcome(&server, args, settings, &models[0].0, key, authority.as_deref());
         // Nobody may be there to read it.
-        let _ = std::io::stdout().write_all(welcome.as_bytes());
+        let _ = console::write(&welcome);
         watch_certificates(&server);
         tell_systemd(&[NotifyState::Ready]);
         keep_watchdog_calm();
@@ -125,7 +125,9 @@ fn tls(args: &ServeArgs, bind: SocketAddr, state: &StateDir, clock: &dyn Clock) 
     }
     let files = match (&args.tls_cert, &args.tls_key) {
         (Some(_), None) | (None, Some(_)) => {
-            return Err(invalid("a certificate and its key go together: give both tls_cert and tls_key"));
+            return Err(bad_argument(
+                "a certificate and its key go together: give both tls_cert and tls_key",
+            ));
         }
         (Some(certificate), Some(key)) => {
             TlsFiles { certificate: certificate.clone(), key: key.clone(), client_authority: None }
@@ -182,14 +184,15 @@ pub(crate) fn named(text: &str) -> Result<(String, String)> {
         }
     };
     if name.is_empty() || name.len() > 200 || path.is_empty() || name.contains(char::is_control) {
-        return Err(invalid(format!("`{text}` is no model; give PATH or NAME=PATH")));
+        return Err(bad_argument(format!("`{text}` is no model; give PATH or NAME=PATH")));
     }
     Ok((name, path))
 }
 
 fn alias(text: &str) -> Result<(String, String)> {
     let parts = text.split_once('=').filter(|(name, model)| !name.is_empty() && !model.is_empty());
-    let (name, model) = parts.ok_or_else(|| invalid(format!("`{text}` is no alias; give NAME=MODEL")))?;
+    let (name, model) =
+        parts.ok_or_else(|| bad_argument(format!("`{text}` is no alias; give NAME=MODEL")))?;
     Ok((name.to_owned(), model.to_owned()))
 }
 
@@ -201,7 +204,9 @@ fn all_named(models: &[String]) -> Result<Vec<(String, String)>> {
     let named: Vec<(String, String)> = models.iter().map(|m| named(m)).collect::<Result<_>>()?;
     for (i, (name, _)) in named.iter().enumerate() {
         if named[..i].iter().any(|other| other.0 == *name) {
-            return Err(invalid(format!("two models are called `{name}`; give them names as NAME=PATH")));
+            return Err(bad_argument(format!(
+                "two models are called `{name}`; give them names as NAME=PATH"
+            )));
         }
     }
     Ok(named)
@@ -355,7 +360,7 @@ async fn stopped() {
         _ = terminate.recv() => {}
     }
     tell_systemd(&[NotifyState::Stopping]);
-    eprintln!("stopping: requests may end, nothing new is taken; once more to stop at once");
+    note!("stopping: requests may end, nothing new is taken; once more to stop at once");
     tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}

@@ -12,10 +12,24 @@ use serde_json::json;
 
 use super::print_json;
 use crate::cli::VerifyArgs;
+use crate::console::{marked, out, plain};
+use crate::fail::bad_argument;
+use crate::guide;
+use crate::loaded::hinted;
 use crate::terminal::{self, Style};
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
-    let checkpoint = Checkpoint::open_for_verify(&args.path)?;
+    let is_built_in = args.path.as_os_str() == guide::NAME && !args.path.exists();
+    if is_built_in && args.write_manifest {
+        return Err(bad_argument(
+            "the built-in guide is part of the program and has no files to write digests of",
+        ));
+    }
+    let checkpoint = if is_built_in {
+        guide::open()?
+    } else {
+        hinted(Checkpoint::open_for_verify(&args.path), &args.path)?
+    };
     terminal::catch_interrupts();
     let expected = expected_tensors(&checkpoint);
     let layers = checkpoint.config().get("num_hidden_layers").and_then(serde_json::Value::as_u64);
@@ -25,7 +39,8 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     };
     let options = VerifyOptions {
         finite: !args.quick,
-        digests: !args.quick,
+        digests: !args.quick && !is_built_in,
+        renew: args.write_manifest,
         may_stay: Some(&may_stay),
         ..VerifyOptions::default()
     };
@@ -57,21 +72,29 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         let style = Style::stdout();
         for p in &report.problems {
             let mark = if p.harmless { "note" } else { "wrong" };
-            println!("{}: {}: {}; {}", style.verdict(p.harmless, mark), p.place, p.what, p.hint);
+            marked!(
+                "{}: {}: {}; {}",
+                style.verdict(p.harmless, mark),
+                plain(&p.place),
+                plain(&p.what),
+                plain(&p.hint)
+            )?;
         }
         for f in report.files.iter().filter(|f| f.sha256.is_some()) {
-            println!("{}  {}", f.sha256.as_deref().unwrap_or_default(), f.path);
+            out!("{}  {}", f.sha256.as_deref().unwrap_or_default(), plain(&f.path))?;
         }
         let compared = match (report.manifest, args.quick) {
+            _ if is_built_in => "part of the program, without files of its own",
+            _ if args.write_manifest => "digests are those of the files now",
             (_, true) => "values and digests not checked",
             (true, false) => "digests equal the manifest's",
             (false, false) => "there is no manifest to compare digests with",
         };
         let verdict = style.verdict(sound, if sound { "sound" } else { "not sound" });
         let compared = if sound { compared } else { "see above" };
-        println!("{verdict}: {} tensors, {} values read, {compared}", report.tensors, report.values);
+        marked!("{verdict}: {} tensors, {} values read, {compared}", report.tensors, report.values)?;
         if let Some(path) = manifest {
-            println!("manifest written to {}", path.display());
+            out!("manifest written to {}", plain(&path.display().to_string()))?;
         }
     }
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(ErrorCode::InvalidInput.exit_code()) })

@@ -417,7 +417,7 @@ fn what_must_not_start_does_not() {
     let state = dir.join("state");
     let run = |args: &[&str]| deephold(&[&["serve", "--state", text(&state)], args].concat());
     let both = run(&["--tls", "--insecure-http"]);
-    assert!(both.code == 2 && both.err.contains("--insecure-http"), "{}", both.err);
+    assert!(both.code == 64 && both.err.contains("--insecure-http"), "{}", both.err);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
     let busy = run(&["--bind", &address]);
