@@ -1,6 +1,8 @@
 //! Properties of every op: one result whatever the batch, the threads and the instruction set.
 
-use std::sync::Arc;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Once};
 
 use deephold_quant::DType;
 
@@ -24,14 +26,26 @@ fn ops(isa: Isa, threads: usize) -> Ops {
     Ops::new(isa, Arc::new(ThreadPool::new(PoolOptions { threads, pin: false })))
 }
 
+/// The instruction sets that this machine has. What it lacks is said once, past the test runner, which would keep it to itself,
+/// and listed for the closing line of `./test`.
+pub(crate) fn available() -> Vec<Isa> {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        let lacking = [Isa::Avx2, Isa::Avx512, Isa::Neon].into_iter().filter(|isa| !isa.is_available());
+        for isa in lacking {
+            let _ = writeln!(std::io::stderr(), "NOT ON THIS MACHINE: the kernels for {isa}");
+            if let Some(list) = std::env::var_os("DEEPHOLD_SKIPPED_LIST") {
+                let file = std::fs::OpenOptions::new().create(true).append(true).open(list);
+                let _ = file.and_then(|mut f| writeln!(f, "kernels {isa}"));
+            }
+        }
+    });
+    Isa::available()
+}
+
 /// Every available instruction set with several thread counts.
 fn machines() -> Vec<Ops> {
-    for isa in [Isa::Avx2, Isa::Avx512, Isa::Neon] {
-        if !isa.is_available() {
-            println!("SKIPPED: {isa} is not available here");
-        }
-    }
-    Isa::available().into_iter().flat_map(|isa| [1, 2, 3, 7].map(|t| ops(isa, t))).collect()
+    available().into_iter().flat_map(|isa| [1, 2, 3, 7].map(|t| ops(isa, t))).collect()
 }
 
 fn bits(t: &Tensor) -> Vec<u32> {
@@ -137,6 +151,63 @@ fn attend(ops: &Ops, chunks: &[usize], mla: bool, dtype: CacheDType) -> Vec<u32>
         done += chunk;
     }
     out
+}
+
+/// Safe functions refuse what would lead outside the cache or let two rows write one place.
+#[test]
+fn attention_refuses_what_does_not_fit() {
+    let ops = ops(Isa::Scalar, 1);
+    let kind = |heads, width| CacheSpec { name: "k", heads, width };
+    let layers =
+        vec![vec![kind(2, 8), kind(1, 8)], vec![kind(1, 8)], vec![kind(2, 8), kind(2, 8)], vec![kind(1, 8)]];
+    let cache = KvCache::new(&layers, 4, 16, CacheDType::F32).unwrap();
+    let rows = |rows, num_computed, block_table: &[u32]| SeqRows {
+        rows,
+        num_computed,
+        block_table: block_table.to_vec(),
+    };
+    let panics = |what: &str, f: &dyn Fn()| {
+        let payload = catch_unwind(AssertUnwindSafe(f)).expect_err(what);
+        let text = payload.downcast_ref::<String>().cloned();
+        let text =
+            text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default();
+        assert!(text.contains(what), "{text} instead of {what}");
+    };
+    let batch =
+        |what: &str, seqs: &[SeqRows]| panics(what, &|| drop(AttentionContext::new(&ops, &cache, seqs)));
+    batch("too short", &[rows(0..17, 0, &[0])]);
+    batch("beyond the cache", &[rows(0..1, 0, &[4])]);
+    batch("belongs to two", &[rows(0..2, 0, &[0]), rows(1..2, 0, &[1])]);
+    batch("written at two places", &[rows(0..1, 0, &[0]), rows(1..2, 0, &[0])]);
+    batch("written at two places", &[rows(0..17, 0, &[1, 1])]);
+    batch("written at two places", &[rows(0..1, 20, &[0, 1]), rows(1..2, 3, &[1])]);
+    // Blocks that are only read may be shared.
+    drop(AttentionContext::new(&ops, &cache, &[rows(0..1, 16, &[0, 1]), rows(1..2, 16, &[0, 2])]));
+    let seqs = [rows(0..2, 0, &[0])];
+    let ctx = AttentionContext::new(&ops, &cache, &seqs);
+    let q = |rows, cols| ops.zeros(rows, cols);
+    panics("another number of heads", &|| drop(ctx.attend_gqa(0, &q(2, 16), 1.0)));
+    panics("another batch", &|| drop(ctx.attend_gqa(2, &q(1, 16), 1.0)));
+    panics("another shape", &|| drop(ctx.attend_gqa(2, &q(2, 12), 1.0)));
+    panics("9 columns from entries of 8", &|| drop(ctx.attend_mla(1, &q(2, 8), 9, 1.0, None)));
+    panics("entries of another shape", &|| ctx.write(1, 0, &q(2, 7)));
+    panics("entries of another shape", &|| ctx.write(1, 0, &q(3, 8)));
+    panics("index queries of another shape", &|| drop(ctx.index_select(3, 0, &q(2, 8), &q(1, 1), 1, 1.0)));
+    panics("a selection of nothing", &|| drop(ctx.index_select(3, 0, &q(2, 8), &q(2, 1), 0, 1.0)));
+    let chosen = ctx.index_select(3, 0, &q(2, 8), &q(2, 1), 1, 1.0);
+    drop(ctx.attend_mla(1, &q(2, 8), 8, 1.0, Some(&chosen)));
+    drop(ctx);
+    // A choice of one batch says nothing about another.
+    for (what, seqs) in
+        [("of another batch", [rows(0..1, 0, &[0])]), ("beyond the row", [rows(0..2, 0, &[0])])]
+    {
+        let later = [rows(0..2, 14, &[0])];
+        let later =
+            AttentionContext::new(&ops, &cache, &later).index_select(3, 0, &q(2, 8), &q(2, 1), 20, 1.0);
+        let ctx = AttentionContext::new(&ops, &cache, &seqs);
+        let n = ctx.positions().len();
+        panics(what, &|| drop(ctx.attend_mla(1, &q(n, 8), 8, 1.0, Some(&later))));
+    }
 }
 
 #[test]

@@ -117,6 +117,9 @@ dispatch!(pub(super) fn span_step[E: Entry](span: &Span<'_>, q: *const f32, out:
 
 impl AttentionContext<'_> {
     /// Causal attention with grouped heads (Ainslie et al. 2023): q [T, Nq * D] -> [T, Nq * Dv]; kind 0 holds K, kind 1 V.
+    ///
+    /// # Panics
+    /// If the queries are of another shape or batch, or the layer keeps values for another number of heads than keys.
     pub fn attend_gqa(&self, layer: usize, q: &Tensor, scale: f32) -> Tensor {
         let value_width = self.cache.spec(layer, 1).width;
         self.attend(layer, q, scale, 1, value_width, None)
@@ -124,6 +127,10 @@ impl AttentionContext<'_> {
 
     /// Multi-head latent attention in the absorbed form (DeepSeek-V2, section 2.1): q [T, Nq * (R + rope)] ->
     /// [T, Nq * v_width]. Kind 0 holds latent and rope key; the values are its first `v_width` columns.
+    ///
+    /// # Panics
+    /// If the queries are of another shape or batch, `v_width` is beyond the entries' width, or `selection` was made for
+    /// another batch.
     pub fn attend_mla(
         &self,
         layer: usize,
@@ -146,6 +153,21 @@ impl AttentionContext<'_> {
     ) -> Tensor {
         let spec = self.cache.spec(layer, 0);
         let kv_heads = spec.heads;
+        // The places of values are computed from their own kind: with fewer heads or columns they would lie outside.
+        let values = self.cache.spec(layer, value_spec);
+        assert_eq!(values.heads, kv_heads, "values of another number of heads than keys");
+        assert!(
+            value_width <= values.width,
+            "values of {value_width} columns from entries of {}",
+            values.width
+        );
+        if let Some(selection) = selection {
+            assert_eq!(selection.rows.len(), self.positions.len(), "a selection of another batch");
+            // Ascending, so that the last is the largest.
+            let within =
+                |(chosen, position): (&Vec<u32>, &u32)| chosen.last().is_none_or(|last| last <= position);
+            assert!(selection.rows.iter().zip(&self.positions).all(within), "a selection beyond the row");
+        }
         let heads = q.cols() / spec.width;
         let group = heads / kv_heads;
         assert!(q.cols() == heads * spec.width && heads == group * kv_heads, "queries of another shape");

@@ -40,12 +40,13 @@ impl<'a> AttentionContext<'a> {
     /// Takes hold of the cache for one batch; waits while another batch holds it.
     ///
     /// # Panics
-    /// If the sequences' rows do not cover 0 .. T once, or a block table is too short or names a block beyond the cache:
-    /// the scheduler makes them and never does.
+    /// If the sequences' rows do not cover 0 .. T once, or a block table is too short, names a block beyond the cache, or two
+    /// rows would be written to one place: the scheduler makes them and never does.
     pub fn new(ops: &'a Ops, cache: &'a KvCache, seqs: &'a [SeqRows]) -> Self {
         let rows: usize = seqs.iter().map(|s| s.rows.len()).sum();
         let mut positions = vec![u32::MAX; rows];
         let mut owner = vec![0; rows];
+        let mut written = Vec::new();
         for (i, s) in seqs.iter().enumerate() {
             let blocks = (s.num_computed + s.rows.len()).div_ceil(cache.block_size());
             assert!(s.block_table.len() >= blocks, "a block table is too short");
@@ -53,12 +54,16 @@ impl<'a> AttentionContext<'a> {
                 s.block_table.iter().all(|b| (*b as usize) < cache.num_blocks()),
                 "a block beyond the cache"
             );
+            let first = s.num_computed / cache.block_size();
+            written.extend_from_slice(&s.block_table[first.min(blocks)..blocks]);
             for (j, row) in s.rows.clone().enumerate() {
                 assert!(positions[row] == u32::MAX, "a row belongs to two sequences");
                 positions[row] = (s.num_computed + j) as u32;
                 owner[row] = i as u32;
             }
         }
+        written.sort_unstable();
+        assert!(written.windows(2).all(|w| w[0] != w[1]), "a block is written at two places");
         let in_use = cache.in_use.lock().unwrap_or_else(PoisonError::into_inner);
         Self { ops, cache, seqs, positions, owner, _in_use: in_use }
     }

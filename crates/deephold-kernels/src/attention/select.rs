@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 /// Chosen positions of each row, ascending.
 pub struct Selection {
-    rows: Vec<Vec<u32>>,
+    pub(super) rows: Vec<Vec<u32>>,
 }
 
 impl Selection {
@@ -23,6 +23,9 @@ impl Selection {
 
 impl AttentionContext<'_> {
     /// q [T, heads * D], w [T, heads]; kind `spec` of `layer` holds the index keys.
+    ///
+    /// # Panics
+    /// If the queries or weights are of another shape or batch, or `topk` is 0.
     pub fn index_select(
         &self,
         layer: usize,
@@ -34,9 +37,10 @@ impl AttentionContext<'_> {
     ) -> Selection {
         let width = self.cache.spec(layer, spec).width;
         assert!(
-            q.cols() == w.cols() * width && q.rows() == self.positions.len(),
+            q.cols() == w.cols() * width && q.rows() == self.positions.len() && w.rows() == q.rows(),
             "index queries of another shape"
         );
+        assert!(topk > 0, "a selection of nothing");
         let rows: Vec<Mutex<Vec<u32>>> = self.positions.iter().map(|_| Mutex::default()).collect();
         self.ops.pool().run(rows.len(), &|row, _| {
             let last = self.positions[row];

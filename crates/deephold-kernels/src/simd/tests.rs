@@ -1,5 +1,6 @@
 use super::*;
 use crate::Isa;
+use crate::tests::available;
 
 #[inline(always)]
 unsafe fn exp_body<S: Simd>(x: &[f32; 16], out: &mut [f32; 16]) {
@@ -25,19 +26,9 @@ fn same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
 }
 
-/// Says which variants this machine cannot run.
-pub(crate) fn isas() -> Vec<Isa> {
-    for isa in [Isa::Avx2, Isa::Avx512, Isa::Neon] {
-        if !isa.is_available() {
-            eprintln!("SKIPPED {isa}: not on this machine");
-        }
-    }
-    Isa::available()
-}
-
 #[test]
 fn exp_is_close_and_the_same_everywhere() {
-    for isa in isas() {
+    for isa in available() {
         let mut worst = 0.0f64;
         let special =
             [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40, -87.0, 88.0, -87.1, 200.0];
@@ -69,7 +60,7 @@ fn exp_is_close_and_the_same_everywhere() {
 
 #[test]
 fn every_code_of_the_small_formats_loads_alike() {
-    for isa in isas() {
+    for isa in available() {
         for first in (0..=u16::MAX).step_by(16) {
             let h: [u16; 16] = std::array::from_fn(|i| first + i as u16);
             let b: [u8; 16] = std::array::from_fn(|i| (first + i as u16) as u8);

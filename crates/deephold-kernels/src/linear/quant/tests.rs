@@ -5,6 +5,7 @@ use deephold_quant::{DType, dequantize, quantize};
 use super::*;
 use crate::PoolOptions;
 use crate::tensor::SharedOut;
+use crate::tests::available;
 
 const FORMATS: [DType; 11] = [
     DType::Q4_1,
@@ -83,11 +84,6 @@ fn bits(y: &[f32]) -> Vec<u32> {
 #[test]
 fn every_set_shape_and_split_gives_the_same_bits() {
     let pools = [1, 2].map(|threads| ThreadPool::new(PoolOptions { threads, pin: false }));
-    for isa in [Isa::Avx2, Isa::Avx512, Isa::Neon] {
-        if !isa.is_available() {
-            eprintln!("SKIPPED: {isa} is not available here");
-        }
-    }
     for dtype in FORMATS {
         for (n, k, seed) in [(1, 256, 1), (37, 768, 2), (64, 512, 3)] {
             let m = QuantMatrix::pack(&pools[1], dtype, n, k, &random_blocks(dtype, n * k, seed)).unwrap();
@@ -95,7 +91,7 @@ fn every_set_shape_and_split_gives_the_same_bits() {
             x[k..2 * k].fill(-1.0); // every code -127
             x[2 * k..3 * k].fill(1.0);
             let expected = bits(&product(&m, Isa::Scalar, &pools[0], &x, 9, 1));
-            for isa in Isa::available() {
+            for isa in available() {
                 for rows in 1..=9 {
                     let y = product(&m, isa, &pools[rows % 2], &x[..rows * k], rows, 1 + rows % 3);
                     assert_eq!(bits(&y), expected[..rows * n], "{dtype} {isa} {rows} rows [{n}, {k}]");
@@ -189,7 +185,7 @@ fn nan_spreads_and_nothing_panics() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = noise(2 * 512, 4);
             x[300] = bad;
-            for isa in Isa::available() {
+            for isa in available() {
                 let y = product(&m, isa, &pool, &x, 2, 1);
                 assert!(
                     y[..16].iter().all(|v| v.is_nan()) && y[16..].iter().all(|v| v.is_finite()),
