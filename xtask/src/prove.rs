@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 type Proof = (&'static str, &'static str, fn(&Path) -> Result<()>);
 
 /// What there is to prove.
-const PROOFS: [Proof; 6] = [
+const PROOFS: [Proof; 7] = [
     ("api", "the service is as it describes itself: thousands of requests by schemathesis", api),
     ("schemas", "answers of SmolLM2 fit 40 schemas, as text and as calls: 240 answers", schemas),
     ("tools", "a conversation with tools, as Qwen2.5-Coder 0.5B holds it", tools),
@@ -23,6 +23,7 @@ const PROOFS: [Proof; 6] = [
         clients,
     ),
     ("hostile", "odd and hostile input ends with its exit code, within 512 MiB and 5 s each", hostile),
+    ("peer", "the scenarios against Deephold, and what llama.cpp's server does otherwise", peer),
     ("harness", "lm-eval's log-likelihoods are the engine's", harness),
 ];
 
@@ -53,6 +54,21 @@ fn schemas(root: &Path) -> Result<()> {
     let service =
         Service::start(root, &[&fetched("smollm2-135m-instruct.q4_1.gguf")?, "--cache-memory", "1GiB"])?;
     service.drive(root, "schemas.py", &format!("{}/v1", service.base), &["model", "40", "3"])
+}
+
+/// `DEEPHOLD_PEER_PYTHON` names a Python with the package xllamacpp.
+fn peer(root: &Path) -> Result<()> {
+    let model = fetched("smollm2-135m-instruct.q4_1.gguf")?;
+    let service = Service::start(root, &[&model, "--cache-memory", "1GiB", "--context", "1024"])?;
+    service.drive(root, "scenarios.py", &service.base, &["model"])?;
+    drop(service);
+    let python = std::env::var_os("DEEPHOLD_PEER_PYTHON").context("DEEPHOLD_PEER_PYTHON is not set")?;
+    let script = root.join("crates/deephold/tests/clients/llama_server.py");
+    let report = std::env::temp_dir().join("deephold-peer.json");
+    let model = model.trim_start_matches("model=");
+    checked(Command::new(python).arg(script).arg(model).arg(&report).stderr(Stdio::null()))?;
+    println!("as JSON in {}", report.display());
+    Ok(())
 }
 
 fn hostile(root: &Path) -> Result<()> {

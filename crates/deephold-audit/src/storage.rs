@@ -1,8 +1,9 @@
 //! Where the log's files lie: a folder, or in tests a disk that fails.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::AuditError;
 
@@ -42,6 +43,9 @@ pub(crate) struct Folder {
     open: Option<(String, File)>,
 }
 
+/// A lock that was let go may be held a moment longer by a child that is being started and has its parent's files still.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
+
 impl Folder {
     /// Makes the folder where it is missing, and locks it.
     pub(crate) fn lock(path: &Path) -> Result<Self, AuditError> {
@@ -49,10 +53,16 @@ impl Folder {
         let lock_path = path.join("lock");
         let open = OpenOptions::new().write(true).create(true).truncate(false).open(&lock_path);
         let lock = open.map_err(|e| AuditError::io("open", &lock_path, e))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock, open: None }),
-            Err(std::fs::TryLockError::WouldBlock) => Err(AuditError::Locked),
-            Err(std::fs::TryLockError::Error(e)) => Err(AuditError::io("lock", &lock_path, e)),
+        let patience = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Self { path: path.to_owned(), _lock: lock, open: None }),
+                Err(TryLockError::WouldBlock) if Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(TryLockError::WouldBlock) => return Err(AuditError::Locked),
+                Err(TryLockError::Error(e)) => return Err(AuditError::io("lock", &lock_path, e)),
+            }
         }
     }
 

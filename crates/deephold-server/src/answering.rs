@@ -9,8 +9,9 @@ use deephold_engine::Constraint;
 use serde_json::Value;
 
 use crate::admission::{Outcome, Permit, recordable};
-use crate::api::error::{ApiError, ApiResult, json_response};
-use crate::api::sse::{EventSender, Gone, stream};
+use crate::api::deepseek;
+use crate::api::error::{ApiError, ApiResult, ErrorStyle, json_response};
+use crate::api::sse::{EventSender, Gone, lines, stream};
 use crate::call::Call;
 use crate::generation::{Answer, Delta, Generation, Usage, ValidRequest};
 
@@ -67,12 +68,50 @@ pub(crate) async fn answer(call: Call, task: Task) -> ApiResult<Response<Body>> 
     };
     let walk = Walk { model: request.model.name.clone(), call, generation, permit, writer };
     if !streaming {
-        return walk.whole().await;
+        let is_deepseeks = deepseek::is_own_path(&walk.call.path);
+        let body = walk.whole();
+        return match is_deepseeks {
+            true => patiently(body).await,
+            false => Ok(json_response(StatusCode::OK, &body.await?)),
+        };
     }
     let (events, response) = stream();
     tokio::spawn(async move {
         // A reader that is gone needs no word; the permit records it.
         let _ = walk.events(&events).await;
+    });
+    Ok(response)
+}
+
+/// A body that takes long, as DeepSeek's service sends it: a blank line every ten seconds, which readers of JSON skip. What
+/// fails after the first is an error in the body of a response that has begun well.
+async fn patiently(
+    body: impl Future<Output = ApiResult<Value>> + Send + 'static,
+) -> ApiResult<Response<Body>> {
+    let mut body = Box::pin(body);
+    if let Ok(done) = tokio::time::timeout(KEEP_ALIVE, &mut body).await {
+        return Ok(json_response(StatusCode::OK, &done?));
+    }
+    let (lines, response) = lines();
+    tokio::spawn(async move {
+        let mut line = "\n".to_owned();
+        loop {
+            if lines.raw(line).await.is_err() {
+                return;
+            }
+            line = tokio::select! {
+                // Whoever hangs up ends the work.
+                () = lines.closed() => return,
+                done = tokio::time::timeout(KEEP_ALIVE, &mut body) => match done {
+                    Err(_) => "\n".to_owned(),
+                    Ok(done) => {
+                        let body = done.unwrap_or_else(|e| e.body(ErrorStyle::OpenAi));
+                        let _ = lines.raw(body.to_string()).await;
+                        return;
+                    }
+                },
+            };
+        }
     });
     Ok(response)
 }
@@ -102,7 +141,7 @@ impl Walk {
         self.permit.close(outcome).await
     }
 
-    async fn whole(mut self) -> ApiResult<Response<Body>> {
+    async fn whole(mut self) -> ApiResult<Value> {
         while let Some(delta) = self.next().await {
             if let Err(e) = delta {
                 self.close(Outcome::Failed).await?;
@@ -110,8 +149,7 @@ impl Walk {
             }
         }
         self.close(Outcome::Completed).await?;
-        let body = self.writer.whole(&self.permit.answers, self.generation.usage);
-        Ok(json_response(StatusCode::OK, &body))
+        Ok(self.writer.whole(&self.permit.answers, self.generation.usage))
     }
 
     async fn events(mut self, events: &EventSender) -> Result<(), Gone> {
@@ -159,4 +197,49 @@ async fn send(events: &EventSender, frames: &mut Vec<String>) -> Result<(), Gone
     let text = frames.concat();
     frames.clear();
     events.raw(text).await
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Body as _;
+
+    use super::*;
+
+    /// The chunks of a body, in order.
+    async fn chunks(response: Response<Body>) -> Vec<String> {
+        let mut body = response.into_body();
+        let mut out = Vec::new();
+        while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await
+        {
+            let bytes = frame.expect("a frame").into_data().expect("data");
+            out.push(String::from_utf8(bytes.to_vec()).expect("UTF-8"));
+        }
+        out
+    }
+
+    fn after(
+        seconds: u64,
+        body: ApiResult<Value>,
+    ) -> impl Future<Output = ApiResult<Value>> + Send + 'static {
+        async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            body
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn blank_lines_come_while_an_answer_takes_long() {
+        let answer = serde_json::json!({ "a": 1 });
+        let at_once = patiently(after(9, Ok(answer.clone()))).await.expect("answered");
+        assert_eq!(chunks(at_once).await, [answer.to_string()]);
+        let late = patiently(after(35, Ok(answer.clone()))).await.expect("begun");
+        assert_eq!(late.headers()["content-type"], "application/json");
+        assert_eq!(chunks(late).await, ["\n", "\n", "\n", &answer.to_string()]);
+        // An early failure has its status, a late one its body.
+        let early = patiently(after(1, Err(ApiError::bad_request("no")))).await;
+        assert_eq!(early.expect_err("refused").status, StatusCode::BAD_REQUEST);
+        let failed =
+            chunks(patiently(after(15, Err(ApiError::bad_request("no")))).await.expect("begun")).await;
+        assert!(failed[0] == "\n" && failed[1].contains("\"message\":\"no\""), "{failed:?}");
+    }
 }

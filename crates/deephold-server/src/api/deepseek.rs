@@ -9,6 +9,11 @@ use super::error::{ApiResult, json_response};
 use super::openapi::{Operation, object};
 use crate::call::Call;
 
+/// Whether a request came as clients of DeepSeek's service send it: without `/v1`, or under `/beta`.
+pub(crate) fn is_own_path(path: &str) -> bool {
+    ["/chat/completions", "/completions", "/beta/"].iter().any(|own| path.starts_with(own))
+}
+
 /// `GET /user/balance`: what is left to the tenant. Nothing limits a tenant yet, so there is no figure, and it is available.
 pub(crate) async fn balance(_: Call) -> ApiResult<Response<Body>> {
     Ok(json_response(StatusCode::OK, &json!({ "is_available": true, "balance_infos": [] })))

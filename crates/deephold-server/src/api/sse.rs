@@ -54,10 +54,19 @@ impl http_body::Body for Events {
 
 /// An event stream, and where to write it.
 pub(crate) fn stream() -> (EventSender, Response<Body>) {
+    written("text/event-stream; charset=utf-8")
+}
+
+/// A JSON body that comes in parts, and where to write it.
+pub(crate) fn lines() -> (EventSender, Response<Body>) {
+    written("application/json")
+}
+
+fn written(content_type: &'static str) -> (EventSender, Response<Body>) {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     let mut response = Response::new(Body::new(Events(receiver)));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Proxies that buffer would hold the answer back.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));

@@ -179,6 +179,16 @@ fn an_encoder_gives_vectors_and_ranks_documents() {
     assert!(ok(&["model", "list", "--state", text(&state)]).contains("minilm"));
 }
 
+/// Requests and checks as data, which also run against other servers (`cargo xtask prove peer`).
+#[test]
+fn the_scenarios_hold() {
+    let Some(python) = openai_python() else { return };
+    let dir = TempDir::new("serve");
+    let service = Service::start(&dir.join("state"), &["guide"]);
+    let base = format!("http://{}", service.address);
+    run_script(&python, None, &["scenarios.py", &base, &service.key, "guide"]);
+}
+
 /// The official client of Anthropic's API, and a conversation as coding agents hold them.
 #[test]
 fn the_anthropic_package_is_satisfied() {
