@@ -217,14 +217,9 @@ mod tests {
         out
     }
 
-    fn after(
-        seconds: u64,
-        body: ApiResult<Value>,
-    ) -> impl Future<Output = ApiResult<Value>> + Send + 'static {
-        async move {
-            tokio::time::sleep(Duration::from_secs(seconds)).await;
-            body
-        }
+    async fn after(seconds: u64, body: ApiResult<Value>) -> ApiResult<Value> {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        body
     }
 
     #[tokio::test(start_paused = true)]
