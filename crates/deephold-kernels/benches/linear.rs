@@ -1,6 +1,6 @@
 //! Products with weight matrices in every format, beside the ceilings of the machine.
 //!
-//! `cargo bench -p deephold-kernels [-- --quick] [--threads N] [--isa NAME]`. The shape is a feed-forward matrix of a 1.5B
+//! `cargo bench -p deephold-kernels [-- --quick] [--threads N] [--isa NAME] [--rows N]`. The shape is a feed-forward matrix of a 1.5B
 //! model. Best of several rounds: other programs can only make a round slower.
 #![allow(missing_docs, reason = "a program")]
 
@@ -19,6 +19,8 @@ fn main() {
     let isa = isa.unwrap_or_else(Isa::detect);
     let pool = Arc::new(ThreadPool::new(PoolOptions { threads, pin: false }));
     let (n, k) = if quick { (512, 512) } else { (8960, 1536) };
+    // More rows than the caches hold show what comes from memory.
+    let n = value("--rows").and_then(|v| v.parse().ok()).unwrap_or(n);
     let limits = ceilings::measure(&pool, isa);
     println!(
         "{} threads, {isa}, [{n}, {k}]; limits: read {:.1} GB/s, int8 {:.1} GMAC/s, f32 {:.1} GMAC/s",

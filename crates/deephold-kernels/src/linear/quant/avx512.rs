@@ -1,7 +1,6 @@
 //! AVX-512 with VNNI: a line is one register, `vpdpbusd` multiplies and adds it to 16 sums in one instruction.
 //!
 //! It multiplies u8 by i8 without saturating. Signed codes go in with their top bit flipped, which is 128 more.
-//! No machine with AVX-512 has been at hand: the kernels are tested through arrays (`wide`), speed is not measured.
 
 use std::arch::x86_64::*;
 
@@ -19,9 +18,10 @@ pub(super) unsafe fn tile(
     act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
+    fetch: bool,
 ) {
     // SAFETY: the caller's promise is handed on.
-    unsafe { wide::tile::<Vnni>(layout, panel, act, rows, y) }
+    unsafe { wide::tile::<Vnni>(layout, panel, act, rows, y, fetch) }
 }
 
 struct Vnni;
@@ -35,6 +35,11 @@ impl Wide for Vnni {
     type Floats = __m512;
 
     const SIGNED_OFFSET: i32 = 128;
+
+    #[inline(always)]
+    unsafe fn ask_for(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
 
     #[inline(always)]
     unsafe fn load(p: *const u8) -> __m512i {

@@ -189,11 +189,14 @@ impl QuantMatrix {
             let mut i = 0;
             while i < count {
                 let tile = match count - i {
+                    // A panel that comes from memory serves eight rows at once: 32 registers hold their sums. For later rows it
+                    // lies in the caches, and four at a time are a little faster.
+                    8.. if isa == Isa::Avx512 && i == 0 => 8,
                     4.. => 4,
                     2 | 3 => 2,
                     _ => 1,
                 };
-                let mut at = [0usize; 4];
+                let mut at = [0usize; 8];
                 for (j, row) in at[..tile].iter_mut().enumerate() {
                     *row = match rows {
                         InputRows::All => i + j,
@@ -201,8 +204,10 @@ impl QuantMatrix {
                     };
                     assert!(*row < act.rows, "row outside the activations");
                 }
-                let mut y = [[0f32; PANEL]; 4];
-                self.tile(isa, bytes, act, &at[..tile], &mut y[..tile], i == 0);
+                let mut y = [[0f32; PANEL]; 8];
+                // With one row AVX-512 is as fast as memory without being told (docs/lab.md, 2026-11-27).
+                let fetch = i == 0 && (isa != Isa::Avx512 || tile == 8);
+                self.tile(isa, bytes, act, &at[..tile], &mut y[..tile], fetch);
                 for (j, y) in y[..tile].iter().enumerate() {
                     // SAFETY: each output element belongs to one panel and row, and panels to one task.
                     unsafe { window.slice(i + j, panel * PANEL, width) }.copy_from_slice(&y[..width]);
@@ -221,7 +226,7 @@ impl QuantMatrix {
         y: &mut [[f32; PANEL]],
         fetch: bool,
     ) {
-        // Only AVX2 takes the hint.
+        // Not every set takes the hint.
         let _ = fetch;
         match isa {
             #[cfg(target_arch = "x86_64")]
@@ -232,7 +237,7 @@ impl QuantMatrix {
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx512 => unsafe { avx512::tile(self.layout, panel, act, rows, y) },
+            Isa::Avx512 => unsafe { avx512::tile(self.layout, panel, act, rows, y, fetch) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Isa::Neon => unsafe { neon::tile(self.layout, panel, act, rows, y) },

@@ -39,7 +39,7 @@ unsafe fn tile_dot(
     y: &mut [[f32; PANEL]],
 ) {
     // SAFETY: the caller's promise is handed on.
-    unsafe { wide::tile::<Neon<true>>(layout, panel, act, rows, y) }
+    unsafe { wide::tile::<Neon<true>>(layout, panel, act, rows, y, false) }
 }
 
 /// As [`tile`], without `sdot`.
@@ -55,7 +55,7 @@ pub(super) unsafe fn tile_plain(
     y: &mut [[f32; PANEL]],
 ) {
     // SAFETY: the caller's promise is handed on.
-    unsafe { wide::tile::<Neon<false>>(layout, panel, act, rows, y) }
+    unsafe { wide::tile::<Neon<false>>(layout, panel, act, rows, y, false) }
 }
 
 struct Neon<const DOT: bool>;
@@ -87,6 +87,9 @@ impl<const DOT: bool> Wide for Neon<DOT> {
     type Floats = [float32x4_t; 4];
 
     const SIGNED_OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn ask_for(_: *const u8) {}
 
     #[inline(always)]
     unsafe fn load(p: *const u8) -> [uint8x16_t; 4] {

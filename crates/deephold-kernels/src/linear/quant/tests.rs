@@ -87,12 +87,12 @@ fn every_set_shape_and_split_gives_the_same_bits() {
     for dtype in FORMATS {
         for (n, k, seed) in [(1, 256, 1), (37, 768, 2), (64, 512, 3)] {
             let m = QuantMatrix::pack(&pools[1], dtype, n, k, &random_blocks(dtype, n * k, seed)).unwrap();
-            let mut x = noise(9 * k, seed + 7);
+            let mut x = noise(17 * k, seed + 7);
             x[k..2 * k].fill(-1.0); // every code -127
             x[2 * k..3 * k].fill(1.0);
-            let expected = bits(&product(&m, Isa::Scalar, &pools[0], &x, 9, 1));
+            let expected = bits(&product(&m, Isa::Scalar, &pools[0], &x, 17, 1));
             for isa in available() {
-                for rows in 1..=9 {
+                for rows in (1..=9).chain([12, 15, 17]) {
                     let y = product(&m, isa, &pools[rows % 2], &x[..rows * k], rows, 1 + rows % 3);
                     assert_eq!(bits(&y), expected[..rows * n], "{dtype} {isa} {rows} rows [{n}, {k}]");
                 }
@@ -108,14 +108,16 @@ fn kernels_over_lines_give_the_same_bits() {
     for dtype in FORMATS {
         let (n, k) = (16, 768);
         let m = QuantMatrix::pack(&pool, dtype, n, k, &random_blocks(dtype, n * k, 5)).unwrap();
-        let mut x = noise(4 * k, 11);
+        let mut x = noise(8 * k, 11);
         x[k..2 * k].fill(-1.0);
-        let act = QuantizedActivations::new(&pool, Isa::Scalar, m.activation_blocks(), &x, 4, k);
-        for rows in [&[2][..], &[1, 3], &[0, 1, 2, 3]] {
-            let (mut expected, mut y) = ([[0f32; PANEL]; 4], [[0f32; PANEL]; 4]);
+        let act = QuantizedActivations::new(&pool, Isa::Scalar, m.activation_blocks(), &x, 8, k);
+        for rows in [&[2][..], &[1, 3], &[0, 1, 2, 3], &[7, 1, 2, 3, 4, 5, 6, 0]] {
+            let (mut expected, mut y) = ([[0f32; PANEL]; 8], [[0f32; PANEL]; 8]);
             scalar::tile(m.layout, &m.data, &act, rows, &mut expected[..rows.len()]);
-            // SAFETY: arrays need no instruction set; one panel of the matrix, rows below 4.
-            unsafe { wide::tile::<wide::Portable>(m.layout, &m.data, &act, rows, &mut y[..rows.len()]) };
+            // SAFETY: arrays need no instruction set; one panel of the matrix, rows below 8.
+            unsafe {
+                wide::tile::<wide::Portable>(m.layout, &m.data, &act, rows, &mut y[..rows.len()], true)
+            };
             assert_eq!(bits(y.as_flattened()), bits(expected.as_flattened()), "{dtype} {rows:?}");
             #[cfg(target_arch = "aarch64")]
             {

@@ -23,6 +23,9 @@ pub(super) trait Wide {
     /// What [`Self::dot_signed`] adds to every code: sets without a signed product shift codes up.
     const SIGNED_OFFSET: i32;
 
+    /// Asks for a line that will be read soon; the address may lie anywhere.
+    unsafe fn ask_for(p: *const u8);
+
     /// # Safety
     /// As all functions here: the instruction set is present, and `p` points at the 64 bytes, 16 bytes (scales), 32
     /// bytes (mins, halves) or 16 f32 (store) that are read or written.
@@ -51,7 +54,11 @@ pub(super) trait Wide {
     unsafe fn store(acc: Self::Floats, y: *mut f32);
 }
 
-/// y[i] = the panel's 16 outputs for activation row `rows[i]`; 4, 2 or 1 rows.
+/// Bytes ahead of the current line that are asked for; the hardware's own prefetch stops at page ends.
+const AHEAD: usize = 2048;
+
+/// y[i] = the panel's 16 outputs for activation row `rows[i]`; 8, 4, 2 or 1 rows. `fetch` asks for lines ahead of their use:
+/// for the first rows that meet a panel, which then comes from memory.
 ///
 /// # Safety
 /// `W`'s instruction set is present; `panel` is whole blocks for `act.k`, and `rows` are below `act.rows`.
@@ -62,14 +69,16 @@ pub(super) unsafe fn tile<W: Wide>(
     act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
+    fetch: bool,
 ) {
     debug_assert_eq!(panel.len(), act.k / layout.block_len() * layout.block_bytes());
     // SAFETY: the caller's promise is handed on.
     unsafe {
         match rows.len() {
-            4 => rows_of::<W, 4>(layout, panel, act, rows, y),
-            2 => rows_of::<W, 2>(layout, panel, act, rows, y),
-            _ => rows_of::<W, 1>(layout, panel, act, rows, y),
+            8 => rows_of::<W, 8>(layout, panel, act, rows, y, fetch),
+            4 => rows_of::<W, 4>(layout, panel, act, rows, y, fetch),
+            2 => rows_of::<W, 2>(layout, panel, act, rows, y, fetch),
+            _ => rows_of::<W, 1>(layout, panel, act, rows, y, fetch),
         }
     }
 }
@@ -81,16 +90,17 @@ unsafe fn rows_of<W: Wide, const T: usize>(
     act: &QuantizedActivations,
     rows: &[usize],
     y: &mut [[f32; PANEL]],
+    fetch: bool,
 ) {
     // SAFETY: the caller's promise is handed on.
     let acc: [W::Floats; T] = unsafe {
         match layout {
-            Layout::Block32Int8 => b8::<W, T, false>(panel, act, rows),
-            Layout::Block32Int8Min => b8::<W, T, true>(panel, act, rows),
-            Layout::Block32Int4 => b4::<W, T>(panel, act, rows),
-            Layout::Block256Int4Min => k4::<W, T>(panel, act, rows),
-            Layout::Block256Int6 => k6::<W, T, false>(panel, act, rows),
-            Layout::Block256Int6Min => k6::<W, T, true>(panel, act, rows),
+            Layout::Block32Int8 => b8::<W, T, false>(panel, act, rows, fetch),
+            Layout::Block32Int8Min => b8::<W, T, true>(panel, act, rows, fetch),
+            Layout::Block32Int4 => b4::<W, T>(panel, act, rows, fetch),
+            Layout::Block256Int4Min => k4::<W, T>(panel, act, rows, fetch),
+            Layout::Block256Int6 => k6::<W, T, false>(panel, act, rows, fetch),
+            Layout::Block256Int6Min => k6::<W, T, true>(panel, act, rows, fetch),
         }
     };
     for (acc, y) in acc.into_iter().zip(y) {
@@ -120,6 +130,7 @@ unsafe fn k4<W: Wide, const T: usize>(
     panel: &[u8],
     act: &QuantizedActivations,
     rows: &[usize],
+    fetch: bool,
 ) -> [W::Floats; T] {
     let blocks = act.k / 256;
     let q = parts::<T, _>(&act.q, act.k, rows);
@@ -134,7 +145,11 @@ unsafe fn k4<W: Wide, const T: usize>(
             for g in 0..8 {
                 let mut part = [W::splat(0); T];
                 for l in 0..4 {
-                    let codes = W::load(p.add((g * 4 + l) * 64));
+                    let line = p.add((g * 4 + l) * 64);
+                    if fetch {
+                        W::ask_for(line.wrapping_add(AHEAD));
+                    }
+                    let codes = W::load(line);
                     let (first, second) = (W::low(codes), W::high(codes));
                     for t in 0..T {
                         let at = b * 256 + g * 32 + l * 8;
@@ -175,6 +190,7 @@ unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
     panel: &[u8],
     act: &QuantizedActivations,
     rows: &[usize],
+    fetch: bool,
 ) -> [W::Floats; T] {
     let blocks = act.k / 256;
     let block_bytes = if MINS { size_of::<Block256Int6Min>() } else { size_of::<Block256Int6>() };
@@ -188,8 +204,13 @@ unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
             let p = panel.as_ptr().add(b * block_bytes);
             let mut sum = [W::splat(0); T];
             for g in 0..16 {
-                let (l0, l1) = (W::load(p.add(g * 128)), W::load(p.add(g * 128 + 64)));
-                let bits = W::load(p.add(offset_of!(Block256Int6, high) + g * 64));
+                let (line, high) = (p.add(g * 128), p.add(offset_of!(Block256Int6, high) + g * 64));
+                if fetch {
+                    W::ask_for(line.wrapping_add(AHEAD));
+                    W::ask_for(line.wrapping_add(AHEAD + 64));
+                    W::ask_for(high.wrapping_add(AHEAD));
+                }
+                let (l0, l1, bits) = (W::load(line), W::load(line.add(64)), W::load(high));
                 let codes = [
                     W::join::<0>(W::low(l0), bits),
                     W::join::<1>(W::high(l0), bits),
@@ -238,6 +259,7 @@ unsafe fn b4<W: Wide, const T: usize>(
     panel: &[u8],
     act: &QuantizedActivations,
     rows: &[usize],
+    fetch: bool,
 ) -> [W::Floats; T] {
     let blocks = act.k / 32;
     let q = parts::<T, _>(&act.q, act.k, rows);
@@ -250,7 +272,11 @@ unsafe fn b4<W: Wide, const T: usize>(
             let p = panel.as_ptr().add(b * size_of::<Block32Int4>());
             let mut sum: [W::Ints; T] = std::array::from_fn(|t| W::splat(-8 * i32::from(*sums[t].add(b))));
             for l in 0..4 {
-                let codes = W::load(p.add(l * 64));
+                let line = p.add(l * 64);
+                if fetch {
+                    W::ask_for(line.wrapping_add(AHEAD));
+                }
+                let codes = W::load(line);
                 let (first, second) = (W::low(codes), W::high(codes));
                 for t in 0..T {
                     sum[t] = W::dot(sum[t], first, quad(q[t], b * 32 + l * 8));
@@ -271,6 +297,7 @@ unsafe fn b8<W: Wide, const T: usize, const MINS: bool>(
     panel: &[u8],
     act: &QuantizedActivations,
     rows: &[usize],
+    fetch: bool,
 ) -> [W::Floats; T] {
     let blocks = act.k / 32;
     let block_bytes = if MINS { size_of::<Block32Int8Min>() } else { size_of::<Block32Int8>() };
@@ -285,7 +312,11 @@ unsafe fn b8<W: Wide, const T: usize, const MINS: bool>(
             let total = |t: usize| i32::from(*sums[t].add(b));
             let mut sum: [W::Ints; T] = std::array::from_fn(|t| W::splat(-W::SIGNED_OFFSET * total(t)));
             for l in 0..8 {
-                let codes = W::load(p.add(l * 64));
+                let line = p.add(l * 64);
+                if fetch {
+                    W::ask_for(line.wrapping_add(AHEAD));
+                }
+                let codes = W::load(line);
                 for t in 0..T {
                     sum[t] = W::dot_signed(sum[t], codes, quad(q[t], b * 32 + l * 4));
                 }
@@ -314,6 +345,8 @@ impl Wide for Portable {
     type Floats = [f32; 16];
 
     const SIGNED_OFFSET: i32 = 128;
+
+    unsafe fn ask_for(_: *const u8) {}
 
     unsafe fn load(p: *const u8) -> [u8; 64] {
         // SAFETY: the caller's promise.
