@@ -657,6 +657,9 @@ pub(crate) struct BenchArgs {
     /// Tokens to decode
     #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 64)]
     pub(crate) decode_tokens: usize,
+    /// Tokens that stand before what is decoded, filled once and decoded from in every run
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 0, hide_default_value = true)]
+    pub(crate) depth: usize,
     /// Sequences decoded side by side, one figure each
     #[arg(short, long, value_name = "LIST", value_delimiter = ',', default_value = "1,8")]
     pub(crate) batch: Vec<usize>,

@@ -105,6 +105,22 @@ fn mistakes_are_named_with_an_exit_code() {
     }
 }
 
+/// A depth is filled once and decoded from; figures say so.
+#[test]
+fn bench_decodes_from_a_depth() {
+    let args = ["bench", "guide", "-p", "16", "-n", "6", "-d", "40", "-b", "1,3", "-r", "2", "--json"];
+    let out = json(&args);
+    let figures = out["figures"].as_array().expect("figures");
+    let names: Vec<&str> = figures.iter().filter_map(|f| f["name"].as_str()).collect();
+    assert_eq!(names, ["prompt 16", "decode 6 x 1 at 40", "decode 6 x 3 at 40"]);
+    for figure in figures {
+        let runs = figure["runs"].as_array().expect("runs");
+        assert!(runs.len() == 2 && runs.iter().all(|r| r.as_f64().is_some_and(|r| r > 0.0)), "{figure}");
+    }
+    let too_many = deephold(&["bench", "guide", "-d", "8", "-b", "65"]);
+    assert!(too_many.code == 64 && too_many.err.contains("--depth"), "{}", too_many.err);
+}
+
 #[test]
 fn perplexity_compares_models() {
     if skip_without_shared() {

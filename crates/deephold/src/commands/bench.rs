@@ -1,11 +1,12 @@
 //! `deephold bench`: what llama-bench measures, with the machine's own limits beside it.
 
+use std::collections::HashSet;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
 use deephold_base::human_bytes;
-use deephold_engine::{EngineCore, FinishReason, Request, SamplingParams, SchedulerPolicy};
+use deephold_engine::{EngineCore, FinishReason, Request, RequestId, SamplingParams, SchedulerPolicy};
 use deephold_kernels::ceilings::{self, Ceilings};
 use deephold_models::{ExpectedTensor, expected_tensors};
 use deephold_quant::DType;
@@ -60,21 +61,26 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         return Err(bad_argument("--runs and every size in --batch must be at least 1, sizes at most 4096"));
     }
     let mut engine_args = args.engine.clone();
-    let context = (args.prompt_tokens + 1).max(args.decode_tokens + 2);
+    if args.depth > 0 && args.batch.iter().any(|b| *b > 64) {
+        return Err(bad_argument("--depth is measured for at most 64 sequences at once"));
+    }
+    let context = (args.prompt_tokens + 1).max(args.depth + args.decode_tokens + 2);
     engine_args.context = engine_args.context.or(Some(context));
     let loaded = load(&args.model, &engine_args)?;
     let first = ceilings::measure(loaded.ops.pool(), loaded.ops.isa());
     let most = args.batch.iter().copied().max().unwrap_or(1);
     let mut core = loaded.engine(&engine_args, most, |c| {
-        // A prompt in one piece, as peers are measured; a cached prefix would be no measurement.
+        // A prompt in one piece, as peers are measured.
         c.max_num_batched_tokens = args.prompt_tokens.max(512).max(most);
-        c.enable_prefix_cache = false;
+        // A cached prefix would be no measurement of prompts; what stands at a depth is to be found again.
+        c.enable_prefix_cache = args.depth > 0;
         // All of a batch come at once.
         c.max_waiting = c.max_waiting.max(most);
         c.policy = SchedulerPolicy::throughput();
     })?;
     terminal::catch_interrupts();
-    let mut bench = Bench { core: &mut core, vocab: loaded.model.info().vocab_size, requests: 0 };
+    let vocab = loaded.model.info().vocab_size;
+    let mut bench = Bench { core: &mut core, vocab, requests: 0, depth: args.depth };
     let rounds = (args.runs * (usize::from(args.prompt_tokens > 0) + args.batch.len())) as u64;
     let bar = terminal::step_bar("measuring", rounds);
     let mut prompt = Vec::new();
@@ -109,7 +115,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     for (batch, rates) in args.batch.iter().zip(decode).filter(|(_, r)| !r.is_empty()) {
         let limit = *batch as f64 / work.seconds(*batch, &ceilings);
-        let name = format!("decode {} x {batch}", args.decode_tokens);
+        let name = match args.depth {
+            0 => format!("decode {} x {batch}", args.decode_tokens),
+            depth => format!("decode {} x {batch} at {depth}", args.decode_tokens),
+        };
         figures.push(Figure { name, rates, limit });
     }
     show(args, &loaded, &ceilings, &figures)?;
@@ -208,6 +217,7 @@ struct Bench<'a> {
     core: &'a mut EngineCore,
     vocab: usize,
     requests: u64,
+    depth: usize,
 }
 
 impl Bench<'_> {
@@ -223,13 +233,21 @@ impl Bench<'_> {
         Ok(self.core.add_request(request)?)
     }
 
+    /// A prompt that shares no beginning with those of other `salt`s below 500,000.
+    fn text(&self, salt: usize, tokens: usize) -> Vec<u32> {
+        let begins = [self.token(salt % 500), self.token(salt / 500)];
+        begins.into_iter().chain((2..tokens).map(|i| self.token(i))).take(tokens).collect()
+    }
+
     fn token(&self, i: usize) -> u32 {
         ((i * 37 % 1000 + 5) % self.vocab) as u32
     }
 
     /// Tokens a second of one prompt.
     fn prompt(&mut self, tokens: usize) -> Result<f64> {
-        self.add((0..tokens).map(|i| self.token(i)).collect(), 1)?;
+        // Never seen before, whatever the cache keeps.
+        let salt = self.requests as usize + 4096;
+        self.add(self.text(salt, tokens), 1)?;
         let start = Instant::now();
         self.finish()?;
         Ok(tokens as f64 / start.elapsed().as_secs_f64())
@@ -238,31 +256,41 @@ impl Bench<'_> {
     /// Tokens a second of all sequences together, after the first token of each.
     fn decode(&mut self, batch: usize, tokens: usize) -> Result<f64> {
         for i in 0..batch {
-            self.add(vec![self.token(i)], tokens + 1)?;
+            // Each sequence stands on tokens of its own, which all runs share.
+            self.add(self.text(i, self.depth + 1), tokens + 1)?;
         }
-        self.step()?;
+        // What is not in the cache is computed, and the first token of each has come, before the clock starts.
+        let mut begun = HashSet::new();
+        while begun.len() < batch && self.core.has_work() {
+            begun.extend(self.step()?.into_iter().filter(|(_, tokens)| *tokens > 0).map(|(id, _)| id));
+        }
         let start = Instant::now();
-        self.finish()?;
-        Ok((batch * tokens) as f64 / start.elapsed().as_secs_f64())
+        let count = self.finish()?;
+        Ok(count as f64 / start.elapsed().as_secs_f64())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    /// Runs until nothing is left to do; how many tokens came.
+    fn finish(&mut self) -> Result<usize> {
+        let mut count = 0;
         while self.core.has_work() {
             if terminal::interrupted() {
                 return Err(fail(deephold_base::ErrorCode::Cancelled, "stopped"));
             }
-            self.step()?;
+            count += self.step()?.iter().map(|(_, tokens)| tokens).sum::<usize>();
         }
-        Ok(())
+        Ok(count)
     }
 
-    fn step(&mut self) -> Result<()> {
+    /// How many tokens came for which request.
+    fn step(&mut self) -> Result<Vec<(RequestId, usize)>> {
+        let mut came = Vec::new();
         for output in self.core.step().outputs {
+            came.push((output.id, output.tokens.len()));
             if output.finish_reason == Some(FinishReason::Error) {
                 let message = output.message.unwrap_or_else(|| "the engine failed".to_owned());
                 return Err(fail(deephold_base::ErrorCode::Internal, message));
             }
         }
-        Ok(())
+        Ok(came)
     }
 }
