@@ -29,8 +29,8 @@ const SLOW: Duration = Duration::from_secs(5);
 #[derive(Parser)]
 struct Options {
     /// Seconds for each target
-    #[arg(long, default_value_t = 20)]
-    seconds: u64,
+    #[arg(long, default_value_t = 20.0)]
+    seconds: f64,
     /// Only this target
     #[arg(long)]
     target: Option<String>,
@@ -69,7 +69,7 @@ fn run(options: &Options) -> Result<usize> {
         anyhow::ensure!(seeds.iter().all(|s| (target.run)(s)), "{} refuses its own seeds", target.name);
         let mut rng = Rng::new(options.seed);
         let (start, mut runs) = (Instant::now(), 0u64);
-        while start.elapsed() < Duration::from_secs(options.seconds) {
+        while start.elapsed() < Duration::from_secs_f64(options.seconds) {
             let bytes = mutate::mutate(&mut rng, &seeds);
             runs += 1;
             if let Err(what) = check(target, &bytes) {
@@ -146,6 +146,14 @@ mod tests {
                 assert_eq!(check(target, &bytes), Ok(()), "{}", path.display());
             }
         }
+    }
+
+    /// A little of what the program does at length; `.ci/run` gives it more time. As a test it is built with the others.
+    #[test]
+    fn damaged_files_do_no_harm() {
+        let seconds = std::env::var("DEEPHOLD_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(0.2);
+        let options = Options { seconds, target: None, seed: 1 };
+        assert_eq!(run(&options).expect("it runs"), 0, "see fuzz/found");
     }
 
     #[test]
