@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -192,7 +191,7 @@ impl EngineCore {
         if self.keys.contains_key(&id) {
             return Err(EngineError::Duplicate(id.0));
         }
-        let seed = params.seed.unwrap_or_else(entropy);
+        let seed = params.seed.unwrap_or_else(sampler::drawn_seed);
         let arrived = self.clock.now();
         let salt = prefix_salt(&request.cache_sharing, &request.tenant);
         let params = Arc::new(params);
@@ -551,9 +550,4 @@ fn next_token(
         seq.constraint = Some(Masked::new(constraint, worker));
     }
     Ok(token)
-}
-
-/// A seed nobody asked for: the standard library's per-process hash keys, which the system's randomness feeds.
-fn entropy() -> u64 {
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
 }

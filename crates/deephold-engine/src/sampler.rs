@@ -6,6 +6,7 @@
 //! as many of the best as it needs.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 use deephold_base::TokenId;
 
@@ -13,6 +14,11 @@ use crate::constraint::TokenMask;
 use crate::request::{SampledToken, SamplingParams};
 
 const NOT_NUMBERS: &str = "the model's logits are not numbers; verify its weights";
+
+/// A seed nobody asked for: the standard library's per-process hash keys, which the system's randomness feeds.
+pub fn drawn_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
 
 /// A uniform number in 0..1 with 53 bits: SplitMix64's finalizer (Steele et al. 2014) over a counter.
 pub fn uniform(seed: u64, seq_idx: u64, place: u64) -> f64 {

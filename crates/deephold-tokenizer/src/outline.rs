@@ -14,10 +14,10 @@ use crate::TokenizerError;
 /// The largest tokenizer.json that is read; published ones stay below 40 MiB.
 pub(crate) const MAX_JSON: u64 = 64 << 20;
 
-/// Tokens, and merges; Gemma, the largest of the published, has 262,144 and 514,906.
+/// Tokens, and merges; DeepSeek-V4 has 128,000 and 127,741.
 pub(crate) const MAX_ENTRIES: usize = 600_000;
 
-/// Tokens beside the vocabulary; DeepSeek-V3 has 818.
+/// Tokens beside the vocabulary; DeepSeek-V4 has 1,283.
 const MAX_ADDED: usize = 100_000;
 
 /// Values in the rules before and behind the vocabulary. The longest published lists have some dozens.

@@ -1,5 +1,7 @@
 //! The model that is part of the program: a demo that answers a few questions about Deephold.
 
+use std::path::Path;
+
 use deephold_weights::{Checkpoint, WeightsError};
 
 const FILES: [(&str, &[u8]); 5] = [
@@ -18,6 +20,11 @@ This is the built-in guide, a tiny demo of 2.7 M parameters: it knows only a few
 这是内置的演示模型（270 万参数），只会回答少量关于 Deephold 的问题。
 For a real model / 加载真实模型:  deephold chat path/to/model-folder-or-file.gguf
 ";
+
+/// Whether a path means the guide: a file or folder of that name goes before it.
+pub(crate) fn is_meant(path: &Path) -> bool {
+    path.as_os_str() == NAME && !path.exists()
+}
 
 pub(crate) fn open() -> Result<Checkpoint, WeightsError> {
     Checkpoint::from_static(NAME, &FILES)

@@ -46,10 +46,15 @@ pub(crate) fn with_stdin(prompt: Option<&str>) -> Result<Option<String>> {
     let piped = if gives_text() { read_text(Path::new("-"))? } else { String::new() };
     Ok(match prompt {
         Some(prompt) if piped.trim().is_empty() => Some(prompt.to_owned()),
-        Some(prompt) => Some(format!("{prompt}\n\n{}", piped.trim_end_matches('\n'))),
+        Some(prompt) => Some(joined(prompt, &piped)),
         None if piped.is_empty() => None,
         None => Some(piped),
     })
+}
+
+/// A question and the text that it is about.
+pub(crate) fn joined(question: &str, about: &str) -> String {
+    format!("{question}\n\n{}", about.trim_end_matches('\n'))
 }
 
 /// Whether standard input is a file or a pipe.

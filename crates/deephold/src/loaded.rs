@@ -36,7 +36,7 @@ pub(crate) struct Loaded {
 
 /// The folder or file, or the built-in guide.
 pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
-    if path.as_os_str() == guide::NAME && !path.exists() {
+    if guide::is_meant(path) {
         return Ok(guide::open()?);
     }
     hinted(Checkpoint::open(path), path)

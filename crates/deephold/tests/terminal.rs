@@ -182,6 +182,18 @@ fn what_is_typed_ahead_waits() {
     assert_eq!(chat.ends(), Some(0));
 }
 
+/// Where one prompt is answered, keys are left to whoever reads the terminal next: they are echoed as ever.
+#[test]
+fn one_answer_takes_no_keys() {
+    let args =
+        ["guide", "-p", "What is Deephold?", "--ignore-eos", "-n", "900", "--temperature", "1", "-c", "1024"];
+    let mut chat = Terminal::chat(&args);
+    std::thread::sleep(Duration::from_millis(100));
+    chat.press("ls -la");
+    chat.wait_for("ls -la");
+    assert_eq!(chat.ends(), Some(0));
+}
+
 #[test]
 fn ctrl_c_stops_an_answer_and_not_the_program() {
     let mut chat =

@@ -15,8 +15,8 @@ use self_cell::self_cell;
 
 use ast::{CallArg, Expr, Spanned, Stmt};
 
-/// Operators, calls and accesses within one pair of marks; the longest published template has some sixty. Each may be a level
-/// of the syntax tree, which is walked recursively.
+/// Operators, calls and accesses within one pair of marks; the most in a template of `shared/golden/chat` are 28. Each may be a
+/// level of the syntax tree, which is walked recursively.
 const MAX_LINKS: usize = 400;
 
 /// `if`s within each other, with every `elif` counted as one.

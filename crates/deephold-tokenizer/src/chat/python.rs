@@ -230,12 +230,10 @@ pub(super) fn method(
         (Some(text), "format") => {
             let longest = args.iter().filter_map(JinjaValue::as_str).map(str::len).max().unwrap_or(0);
             let fields = text.matches('{').count();
-            // A width is a number within the text.
-            let widths: Vec<usize> =
-                text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
-            let width = widths.iter().fold(0, |sum: usize, n| sum.saturating_add(*n));
-            let overflows = text.split(|c: char| !c.is_ascii_digit()).any(|n| n.len() > 9);
-            if overflows || width.saturating_add(fields.saturating_mul(longest)) > MAX_PRINTED {
+            // A width is a number within the text; one beyond what a number holds is too long in any case.
+            let numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty());
+            let widths = numbers.map(|n| n.parse().unwrap_or(usize::MAX)).fold(0, usize::saturating_add);
+            if widths.saturating_add(fields.saturating_mul(longest)) > MAX_PRINTED {
                 return Err(TooLong.into());
             }
         }

@@ -6,6 +6,19 @@ use serde_json::{Value, json};
 
 use crate::{ChatFormat, ChatTemplate, DeepSeekEncoding, RenderOptions, Tokenizer};
 
+/// Templates in `shared/golden/chat`.
+const PUBLISHED: [&str; 9] = [
+    "qwen2.5",
+    "qwen3",
+    "r1-distill-llama",
+    "r1-distill-qwen",
+    "r1-tools",
+    "v3.1",
+    "v3.2",
+    "v4",
+    "v4-flash-0731",
+];
+
 fn read(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).expect("file")).expect("JSON")
 }
@@ -15,19 +28,8 @@ fn every_published_template_renders_as_the_reference() {
     if skip_without_shared() {
         return;
     }
-    let names = [
-        "qwen2.5",
-        "qwen3",
-        "r1-distill-llama",
-        "r1-distill-qwen",
-        "r1-tools",
-        "v3.1",
-        "v3.2",
-        "v4",
-        "v4-flash-0731",
-    ];
     let mut cases = 0;
-    for name in names {
+    for name in PUBLISHED {
         let source = std::fs::read_to_string(shared(&format!("golden/chat/{name}.jinja"))).expect("template");
         let template = ChatTemplate::with_markers(&source, None, None).expect("compiles");
         for case in read(&shared(&format!("golden/chat/{name}.json"))).as_array().expect("cases") {
@@ -173,17 +175,7 @@ fn long_conversations_fit_every_published_template() {
     turns.push(json!({ "role": "user", "content": "and?" }));
     let long = json!(turns);
     let one = json!([{ "role": "user", "content": "a long text ".repeat(650_000) }]);
-    for name in [
-        "qwen2.5",
-        "qwen3",
-        "r1-distill-llama",
-        "r1-distill-qwen",
-        "r1-tools",
-        "v3.1",
-        "v3.2",
-        "v4",
-        "v4-flash-0731",
-    ] {
+    for name in PUBLISHED {
         let source = std::fs::read_to_string(shared(&format!("golden/chat/{name}.jinja"))).expect("template");
         let template = ChatTemplate::with_markers(&source, None, None).expect("compiles");
         for (messages, least) in [(&long, 4 << 20), (&one, 7_800_000)] {

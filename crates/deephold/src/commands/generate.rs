@@ -1,13 +1,12 @@
 //! `deephold generate`.
 
-use std::hash::{BuildHasher, RandomState};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use deephold_base::TokenId;
-use deephold_engine::{Request, SamplingParams};
+use deephold_engine::{Request, SamplingParams, sampler};
 use deephold_tokenizer::{
     ChatFormat, ChatTemplate, Detokenizer, Dialect, ParsedAnswer, ReasoningSplitter, RenderOptions, Segment,
     Tokenizer, TokenizerError, parse_answer,
@@ -19,11 +18,11 @@ use crate::answer::{Answer, answer, params};
 use crate::cli::{GenerateArgs, TemplateArgs};
 use crate::console::{self, AnswerText, out};
 use crate::fail::{bad_argument, fail};
-use crate::input::{read_text, read_text_within};
+use crate::input::{joined, read_text, read_text_within};
 use crate::loaded::{Loaded, load, refuse_hopeless};
 use crate::{system, terminal};
 
-/// The longest template; published ones stay below 20 KiB.
+/// The longest template; DeepSeek-V3.2's has 8 KiB.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
@@ -62,7 +61,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     }
     request.params = params(&args.sampling, SamplingParams::default(), tokenizer, vocab_size, &checkpoint)?;
     // Drawn here, so that it can be told.
-    let seed = *request.params.seed.get_or_insert_with(|| RandomState::new().hash_one(0));
+    let seed = *request.params.seed.get_or_insert_with(sampler::drawn_seed);
     request.params.logprobs = args.logprobs;
     terminal::catch_interrupts();
     let screen = AnswerText::stdout();
@@ -137,7 +136,7 @@ fn prompt_text(args: &GenerateArgs) -> Result<Option<String>> {
     let file = args.prompt_file.as_deref().map(read_text).transpose()?;
     Ok(match (&args.prompt, file) {
         // A question and what it is about.
-        (Some(prompt), Some(file)) => Some(format!("{prompt}\n\n{}", file.trim_end_matches('\n'))),
+        (Some(prompt), Some(file)) => Some(joined(prompt, &file)),
         (prompt, file) => file.or_else(|| prompt.clone()),
     })
 }

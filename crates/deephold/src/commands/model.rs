@@ -20,7 +20,7 @@ use crate::{guide, terminal};
 pub(crate) fn load(args: &ModelLoadArgs) -> Result<ExitCode> {
     let (name, path) = named(&args.model)?;
     // The server runs in another folder, maybe.
-    let path = match path == guide::NAME && !Path::new(&path).exists() {
+    let path = match guide::is_meant(Path::new(&path)) {
         true => path,
         false => {
             let whole = std::fs::canonicalize(&path).with_context(|| format!("cannot open {path}"))?;

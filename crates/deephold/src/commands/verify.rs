@@ -19,7 +19,7 @@ use crate::loaded::hinted;
 use crate::terminal::{self, Style};
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
-    let is_built_in = args.path.as_os_str() == guide::NAME && !args.path.exists();
+    let is_built_in = guide::is_meant(&args.path);
     if is_built_in && args.write_manifest {
         return Err(bad_argument(
             "the built-in guide is part of the program and has no files to write digests of",

@@ -70,7 +70,8 @@ struct Chat<'a> {
     left_out: usize,
     requests: u64,
     last: Option<Answer>,
-    typed: Typed,
+    /// `None` where one prompt is answered: what is typed meanwhile is for whoever comes next.
+    typed: Option<Typed>,
     /// What the next prompt begins with, for the user to go on with.
     draft: String,
 }
@@ -105,7 +106,7 @@ impl<'a> Chat<'a> {
             left_out: 0,
             requests: 0,
             last: None,
-            typed: Typed::default(),
+            typed: None,
             draft: String::new(),
         })
     }
@@ -135,6 +136,7 @@ impl<'a> Chat<'a> {
     fn talk(&mut self) -> Result<ExitCode> {
         // The history lives in memory alone: what people ask may be confidential.
         let mut editor = DefaultEditor::new().context("cannot use the terminal")?;
+        self.typed = Some(Typed::default());
         loop {
             let Some(line) = self.next_line(&mut editor)? else { return Ok(ExitCode::SUCCESS) };
             let line = line.trim();
@@ -158,11 +160,12 @@ impl<'a> Chat<'a> {
 
     /// What was typed ahead, else what is typed now; `None` at the end of the input.
     fn next_line(&mut self, editor: &mut DefaultEditor) -> Result<Option<String>> {
-        if let Some(line) = self.typed.line() {
+        if let Some(line) = self.typed.as_mut().and_then(Typed::line) {
             out!("> {line}")?;
             return Ok(Some(line));
         }
-        let draft = std::mem::take(&mut self.draft) + &self.typed.begun();
+        let draft =
+            std::mem::take(&mut self.draft) + &self.typed.as_mut().map(Typed::begun).unwrap_or_default();
         terminal::watch_interrupts(false);
         let line = read_message(editor, &draft);
         terminal::watch_interrupts(true);
@@ -184,17 +187,25 @@ impl<'a> Chat<'a> {
         let request = Request::new(self.requests, ids, self.params.clone());
         self.requests += 1;
         let mut screen = Screen::new(&prompt);
-        self.typed.listen();
-        let typed = &mut self.typed;
+        let mut typed = self.typed.as_mut();
+        if let Some(typed) = &typed {
+            typed.listen();
+        }
         let a = answer(
             &mut self.core,
             Some(self.tokenizer),
             request,
             self.stops,
             &mut |t| screen.show(t),
-            &mut || typed.take_keys(),
+            &mut || {
+                if let Some(typed) = &mut typed {
+                    typed.take_keys();
+                }
+            },
         );
-        typed.stop_listening();
+        if let Some(typed) = typed {
+            typed.stop_listening();
+        }
         let a = a?;
         screen.end()?;
         let mut message = json!({ "role": "assistant", "content": screen.content });
@@ -204,7 +215,9 @@ impl<'a> Chat<'a> {
         self.messages.extend([question, message]);
         match a.finish_reason {
             "abort" => {
-                self.typed.clear();
+                if let Some(typed) = &mut self.typed {
+                    typed.clear();
+                }
                 note!("(stopped)");
             }
             "length" => note!("(ended at the limit of tokens)"),

@@ -1,7 +1,6 @@
 //! What is typed or pasted while an answer comes: it does not appear in the answer, and waits for the next prompt.
 
 use std::collections::VecDeque;
-use std::io::IsTerminal;
 
 use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, tcgetattr, tcsetattr};
 use nix::unistd::read;
@@ -24,10 +23,8 @@ impl Typed {
     /// From now on keys are kept instead of shown. Ctrl-C still is a signal.
     pub(super) fn listen(&self) {
         let stdin = std::io::stdin();
+        // What is no terminal has no such settings.
         let Ok(before) = tcgetattr(&stdin) else { return };
-        if !stdin.is_terminal() {
-            return;
-        }
         let mut quiet = before.clone();
         quiet.local_flags.remove(LocalFlags::ECHO | LocalFlags::ICANON);
         // Reading gives what is there, and does not wait.
