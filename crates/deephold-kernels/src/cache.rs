@@ -1,6 +1,7 @@
 //! The paged cache's storage. Which block belongs to whom is the engine's business.
 //!
-//! Each layer has one slab for each of its [`CacheSpec`]s: \[block\]\[head\]\[slot\]\[width\]. Pages are zeroed memory that
+//! Each layer has one slab for each of its [`CacheSpec`]s: \[block\]\[head\]\[slot\]\[width\], or
+//! \[block\]\[head\]\[slot / 16\]\[width\]\[16\] (see [`EntryOrder`]). Pages are zeroed memory that
 //! the system hands out on first touch, so a large cache costs nothing until it is used.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -8,8 +9,10 @@ use std::ptr::NonNull;
 use std::sync::Mutex;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use crate::KernelError;
+use crate::simd::LANES;
 
 /// How entries are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,17 @@ pub struct CacheSpec {
     pub heads: usize,
     /// Elements of a vector.
     pub width: usize,
+    /// How the vectors of neighbouring positions lie.
+    pub order: EntryOrder,
+}
+
+/// How the vectors of neighbouring positions lie in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryOrder {
+    /// One after the other: for values, which are read column by column.
+    Rows,
+    /// Sixteen positions side by side, \[width\]\[16\]: for keys, whose scores are computed sixteen at a time.
+    Columns,
 }
 
 /// Storage for `num_blocks` blocks of `block_size` positions in every layer.
@@ -55,7 +69,7 @@ impl KvCache {
     /// Reserves the slabs; `layers[l]` lists what layer l keeps.
     ///
     /// # Errors
-    /// A size of zero or beyond memory.
+    /// A size of zero or beyond memory; blocks that are not whole groups of sixteen, where entries lie in such.
     pub fn new(
         layers: &[Vec<CacheSpec>],
         num_blocks: usize,
@@ -63,6 +77,13 @@ impl KvCache {
         dtype: CacheDType,
     ) -> Result<Self, KernelError> {
         Self::bytes_for(layers, num_blocks, block_size, dtype)?;
+        let columns = layers.iter().flatten().any(|spec| spec.order == EntryOrder::Columns);
+        if columns && !block_size.is_multiple_of(LANES) {
+            return Err(KernelError::Invalid {
+                what: "the cache",
+                problem: format!("has blocks of {block_size} positions, and keys lie in groups of {LANES}"),
+            });
+        }
         let slab = |spec: &CacheSpec| {
             let bytes = spec.heads * spec.width * num_blocks * block_size * dtype.bytes();
             Ok::<_, KernelError>((spec.clone(), Slab::new(bytes)?))
@@ -122,9 +143,13 @@ impl KvCache {
         &self.layers[layer][spec].0
     }
 
-    /// Element index of (block, head, slot), in elements.
+    /// Element index of the first column of (block, head, slot).
     pub(crate) fn at(&self, spec: &CacheSpec, block: u32, head: usize, slot: usize) -> usize {
-        ((block as usize * spec.heads + head) * self.block_size + slot) * spec.width
+        let first = (block as usize * spec.heads + head) * self.block_size;
+        match spec.order {
+            EntryOrder::Rows => (first + slot) * spec.width,
+            EntryOrder::Columns => (first + slot / LANES * LANES) * spec.width + slot % LANES,
+        }
     }
 
     /// Start of a slab.
@@ -132,21 +157,31 @@ impl KvCache {
         self.layers[layer][spec].1.start.as_ptr()
     }
 
-    /// Stores a vector at an element index.
+    /// Stores a vector whose first column has the element index `at`.
     ///
     /// # Safety
     /// `in_use` is held, the place lies in the slab and nobody else touches it.
     pub(crate) unsafe fn store(&self, layer: usize, spec: usize, at: usize, x: &[f32]) {
         let slab = self.slab(layer, spec);
+        let stride = match self.spec(layer, spec).order {
+            EntryOrder::Rows => 1,
+            EntryOrder::Columns => LANES,
+        };
         match self.dtype {
-            // SAFETY: the caller's.
-            CacheDType::F32 => unsafe {
-                std::ptr::copy_nonoverlapping(x.as_ptr(), slab.cast::<f32>().add(at), x.len());
-            },
-            CacheDType::F16 => {
+            CacheDType::F32 => {
                 for (i, v) in x.iter().enumerate() {
                     // SAFETY: the caller's.
-                    unsafe { *slab.cast::<f16>().add(at + i) = f16::from_f32(*v) };
+                    unsafe { *slab.cast::<f32>().add(at + i * stride) = *v };
+                }
+            }
+            CacheDType::F16 => {
+                let mut halves = [f16::ZERO; 64];
+                for (c, x) in x.chunks(64).enumerate() {
+                    halves[..x.len()].convert_from_f32_slice(x);
+                    for (i, v) in halves[..x.len()].iter().enumerate() {
+                        // SAFETY: the caller's.
+                        unsafe { *slab.cast::<f16>().add(at + (c * 64 + i) * stride) = *v };
+                    }
                 }
             }
         }

@@ -26,7 +26,7 @@ mod tests;
 pub mod topology;
 
 pub use attention::{AttentionContext, Selection, SeqRows};
-pub use cache::{CacheDType, CacheSpec, KvCache};
+pub use cache::{CacheDType, CacheSpec, EntryOrder, KvCache};
 pub use elementwise::EmbeddingTable;
 pub use error::KernelError;
 pub use isa::{Isa, UnknownIsa};

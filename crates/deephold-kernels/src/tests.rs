@@ -123,32 +123,53 @@ fn fp8_equals_its_decoded_matrix() {
     assert!(PackedMatrix::pack(&pool, DType::F32, n, k, &[0; 3]).is_err());
 }
 
-/// A small grouped-query or latent attention over random entries, in chunks.
-fn attend(ops: &Ops, chunks: &[usize], mla: bool, dtype: CacheDType) -> Vec<u32> {
+/// What is attended to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Grouped,
+    Latent,
+    /// Latent, over the positions that the indexer chooses, at most so many.
+    Chosen(usize),
+}
+
+/// A small attention over random entries, the rows of one sequence in steps; results of the rows from `from` on.
+fn attend(ops: &Ops, steps: &[usize], kind: Kind, dtype: CacheDType, from: usize) -> Vec<u32> {
+    let mla = kind != Kind::Grouped;
     let (heads, kv_heads, width) = (4, if mla { 1 } else { 2 }, if mla { 40 } else { 24 });
-    let k = CacheSpec { name: "k", heads: kv_heads, width };
-    let layers = if mla { vec![vec![k]] } else { vec![vec![k.clone(), k]] };
-    let total: usize = chunks.iter().sum();
-    let cache = KvCache::new(&layers, 20, 16, dtype).unwrap();
+    let spec = |order| CacheSpec { name: "k", heads: kv_heads, width, order };
+    let (columns, rows) = (spec(EntryOrder::Columns), spec(EntryOrder::Rows));
+    let layers = if mla { vec![vec![rows, columns]] } else { vec![vec![columns, rows]] };
+    let total: usize = steps.iter().sum();
+    // Every third block first, so that neighbours are apart.
+    let blocks = total.div_ceil(16) as u32;
+    let block_table: Vec<u32> = (0..3).flat_map(|i| (i..blocks).step_by(3)).collect();
+    let cache = KvCache::new(&layers, blocks as usize, 16, dtype).unwrap();
     let q = noise(5, total * heads * width);
     let kv = noise(6, total * kv_heads * width);
+    let w = noise(7, total * heads);
     let mut out = Vec::new();
     let mut done = 0;
-    for chunk in chunks {
-        let block_table = vec![7, 3, 11, 2, 5, 1, 0, 4];
-        let seqs = [SeqRows { rows: 0..*chunk, num_computed: done, block_table }];
+    for step in steps {
+        let seqs = [SeqRows { rows: 0..*step, num_computed: done, block_table: block_table.clone() }];
         let ctx = AttentionContext::new(ops, &cache, &seqs);
-        let rows = |x: &[f32], w: usize| ops.tensor_from(*chunk, w, &x[done * w..][..chunk * w]);
+        let rows = |x: &[f32], w: usize| ops.tensor_from(*step, w, &x[done * w..][..step * w]);
         ctx.write(0, 0, &rows(&kv, kv_heads * width));
-        let q = rows(&q, heads * width);
-        let y = if mla {
-            ctx.attend_mla(0, &q, 32, 0.3, None)
-        } else {
-            ctx.write(0, 1, &rows(&kv, kv_heads * width));
-            ctx.attend_gqa(0, &q, 0.3)
+        ctx.write(0, 1, &rows(&kv, kv_heads * width));
+        let (queries, weights) = (rows(&q, heads * width), rows(&w, heads));
+        done += step;
+        if done <= from {
+            continue;
+        }
+        let y = match kind {
+            Kind::Grouped => ctx.attend_gqa(0, &queries, 0.3),
+            Kind::Latent => ctx.attend_mla(0, &queries, 32, 0.3, None),
+            Kind::Chosen(topk) => {
+                let chosen = ctx.index_select(0, 1, &queries, &weights, topk, 0.5);
+                ctx.attend_mla(0, &queries, 32, 0.3, Some(&chosen))
+            }
         };
-        out.extend(bits(&y));
-        done += chunk;
+        let cols = y.cols();
+        out.extend_from_slice(&bits(&y)[from.saturating_sub(done - step) * cols..]);
     }
     out
 }
@@ -157,9 +178,15 @@ fn attend(ops: &Ops, chunks: &[usize], mla: bool, dtype: CacheDType) -> Vec<u32>
 #[test]
 fn attention_refuses_what_does_not_fit() {
     let ops = ops(Isa::Scalar, 1);
-    let kind = |heads, width| CacheSpec { name: "k", heads, width };
-    let layers =
-        vec![vec![kind(2, 8), kind(1, 8)], vec![kind(1, 8)], vec![kind(2, 8), kind(2, 8)], vec![kind(1, 8)]];
+    let kind = |heads, order| CacheSpec { name: "k", heads, width: 8, order };
+    let (rows, columns) = (EntryOrder::Rows, EntryOrder::Columns);
+    let layers = vec![
+        vec![kind(2, columns), kind(1, rows)],
+        vec![kind(1, rows)],
+        vec![kind(2, columns), kind(2, rows)],
+        vec![kind(1, columns)],
+    ];
+    assert!(KvCache::new(&layers, 4, 24, CacheDType::F32).is_err(), "a block of one group and a half");
     let cache = KvCache::new(&layers, 4, 16, CacheDType::F32).unwrap();
     let rows = |rows, num_computed, block_table: &[u32]| SeqRows {
         rows,
@@ -190,6 +217,8 @@ fn attention_refuses_what_does_not_fit() {
     panics("another batch", &|| drop(ctx.attend_gqa(2, &q(1, 16), 1.0)));
     panics("another shape", &|| drop(ctx.attend_gqa(2, &q(2, 12), 1.0)));
     panics("9 columns from entries of 8", &|| drop(ctx.attend_mla(1, &q(2, 8), 9, 1.0, None)));
+    panics("values in columns", &|| drop(ctx.attend_mla(3, &q(2, 8), 8, 1.0, None)));
+    panics("index keys in rows", &|| drop(ctx.index_select(1, 0, &q(2, 8), &q(2, 1), 1, 1.0)));
     panics("entries of another shape", &|| ctx.write(1, 0, &q(2, 7)));
     panics("entries of another shape", &|| ctx.write(1, 0, &q(3, 8)));
     panics("index queries of another shape", &|| drop(ctx.index_select(3, 0, &q(2, 8), &q(1, 1), 1, 1.0)));
@@ -211,13 +240,38 @@ fn attention_refuses_what_does_not_fit() {
 }
 
 #[test]
-fn attention_does_not_depend_on_chunks_threads_or_instructions() {
-    for mla in [false, true] {
+fn attention_does_not_depend_on_steps_threads_or_instructions() {
+    for kind in [Kind::Grouped, Kind::Latent, Kind::Chosen(30)] {
         for dtype in [CacheDType::F32, CacheDType::F16] {
-            let expected = attend(&ops(Isa::Scalar, 1), &[100], mla, dtype);
+            let expected = attend(&ops(Isa::Scalar, 1), &[100], kind, dtype, 0);
             for ops in machines() {
-                for chunks in [&[100][..], &[1; 100], &[5; 20], &[64, 36], &[17, 1, 82]] {
-                    assert!(attend(&ops, chunks, mla, dtype) == expected, "{:?} {chunks:?}", ops.isa());
+                for steps in [&[100][..], &[1; 100], &[5; 20], &[64, 36], &[17, 1, 82]] {
+                    assert!(
+                        attend(&ops, steps, kind, dtype, 0) == expected,
+                        "{:?} {kind:?} {steps:?}",
+                        ops.isa()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// More positions than a chunk has: those of a prompt, and of single rows, whose chunks are tasks of their own.
+#[test]
+fn long_contexts_do_not_depend_on_steps_threads_or_instructions() {
+    for kind in [Kind::Grouped, Kind::Latent, Kind::Chosen(700)] {
+        let expected = attend(&ops(Isa::detect(), 1), &[1040, 80], kind, CacheDType::F16, 1000);
+        for isa in available() {
+            for threads in [1, 2, 7] {
+                let ops = ops(isa, threads);
+                let one_by_one: Vec<usize> = [1010].into_iter().chain([1; 110]).collect();
+                for steps in [&[1000, 120][..], &one_by_one] {
+                    assert!(
+                        attend(&ops, steps, kind, CacheDType::F16, 1000) == expected,
+                        "{isa} {threads} {kind:?} {}",
+                        steps.len()
+                    );
                 }
             }
         }
@@ -227,7 +281,7 @@ fn attention_does_not_depend_on_chunks_threads_or_instructions() {
 #[test]
 fn attention_is_the_softmax_average() {
     let ops = ops(Isa::detect(), 2);
-    let got = attend(&ops, &[50], false, CacheDType::F32);
+    let got = attend(&ops, &[50], Kind::Grouped, CacheDType::F32, 0);
     let (q, kv) = (noise(5, 50 * 96), noise(6, 50 * 48));
     for t in 0..50 {
         for h in 0..4 {

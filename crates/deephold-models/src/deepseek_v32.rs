@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use deephold_kernels::{
-    Activations, AttentionContext, CacheSpec, RopeSlice, RopeStyle, RopeTable, Selection, Tensor,
+    Activations, AttentionContext, CacheSpec, EntryOrder, RopeSlice, RopeStyle, RopeTable, Selection, Tensor,
 };
 
 use crate::ModelError;
@@ -92,7 +92,12 @@ impl Family for Config {
     /// The latent, and beside it the indexer's keys.
     fn layer_cache(&self, _layer: usize) -> Vec<CacheSpec> {
         let mut specs = self.attention.cache();
-        specs.push(CacheSpec { name: "index_k", heads: 1, width: self.indexer.index_head_dim });
+        specs.push(CacheSpec {
+            name: "index_k",
+            heads: 1,
+            width: self.indexer.index_head_dim,
+            order: EntryOrder::Columns,
+        });
         specs
     }
 

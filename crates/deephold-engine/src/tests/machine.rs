@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use deephold_base::SystemClock;
-use deephold_kernels::{AttentionContext, CacheDType, CacheSpec, Isa, Ops, PoolOptions, Tensor, ThreadPool};
+use deephold_kernels::{
+    AttentionContext, CacheDType, CacheSpec, EntryOrder, Isa, Ops, PoolOptions, Tensor, ThreadPool,
+};
 use deephold_models::{Model, ModelError, ModelInfo};
 
 use crate::request::{Request, SamplingParams};
@@ -24,7 +26,7 @@ impl Model for Lonely {
     }
 
     fn cache_layers(&self) -> Vec<Vec<CacheSpec>> {
-        vec![vec![CacheSpec { name: "k", heads: 1, width: 256 }]]
+        vec![vec![CacheSpec { name: "k", heads: 1, width: 256, order: EntryOrder::Rows }]]
     }
 
     fn hidden(&self, ctx: &AttentionContext<'_>, _: &[u32], rows: &[usize]) -> Result<Tensor, ModelError> {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deephold_base::{Clock, ManualClock, TokenId};
-use deephold_kernels::{AttentionContext, CacheDType, CacheSpec, Isa, Ops, PoolOptions, Tensor, ThreadPool};
+use deephold_kernels::{
+    AttentionContext, CacheDType, CacheSpec, EntryOrder, Isa, Ops, PoolOptions, Tensor, ThreadPool,
+};
 use deephold_models::{Model, ModelError, ModelInfo};
 use deephold_testkit::Rng;
 
@@ -29,7 +31,7 @@ impl Model for Timed {
     }
 
     fn cache_layers(&self) -> Vec<Vec<CacheSpec>> {
-        vec![vec![CacheSpec { name: "k", heads: 1, width: 1 }]]
+        vec![vec![CacheSpec { name: "k", heads: 1, width: 1, order: EntryOrder::Rows }]]
     }
 
     fn hidden(

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deephold_base::{ManualClock, TokenId};
-use deephold_kernels::{AttentionContext, CacheDType, CacheSpec, Isa, Ops, PoolOptions, Tensor, ThreadPool};
+use deephold_kernels::{
+    AttentionContext, CacheDType, CacheSpec, EntryOrder, Isa, Ops, PoolOptions, Tensor, ThreadPool,
+};
 use deephold_models::{Model, ModelError, ModelInfo};
 use deephold_testkit::Rng;
 
@@ -29,7 +31,7 @@ impl Model for Averaging {
     }
 
     fn cache_layers(&self) -> Vec<Vec<CacheSpec>> {
-        let spec = |name| CacheSpec { name, heads: 1, width: 16 };
+        let spec = |name| CacheSpec { name, heads: 1, width: 16, order: EntryOrder::Rows };
         vec![vec![spec("k"), spec("v")]]
     }
 

@@ -1,125 +1,67 @@
-//! softmax(scale * q K^T) V, 16 positions at a time.
+//! softmax(scale * q K^T) V over the paged cache.
 //!
-//! For one query and one span of 16 positions: 16 scores, each a dot product in 16 lanes over the width; the new maximum;
-//! e^(score - maximum); the values' weighted sum, positions in order, on top of the rescaled accumulator. A task is a tile
-//! of queries of one sequence and one key head, so that a span of the cache stays in L1 for all that read it.
+//! The positions of a query are cut into chunks of [`CHUNK`], counted from position 0 (or from the first chosen one), and each
+//! chunk into spans. Within a chunk the online softmax goes on span by span; what chunks gathered is added up in their order.
+//! So one query's result is one fixed sum whatever the tasks are: tiles of queries in a prompt; heads and, where those are too
+//! few for the threads, single chunks in decoding (Dao et al. 2023, "Flash-Decoding").
 
+use std::ops::Range;
+
+use super::tile::{
+    AsF16, AsF32, Entry, Keys, Queries, SPAN, Scratch, Span, State, merge, step, with_scratch,
+};
 use super::{AttentionContext, Selection};
-use crate::Tensor;
-use crate::cache::CacheDType;
-use crate::simd::{LANES, Simd, dispatch, exp, load_n, store_n};
+use crate::cache::{CacheDType, EntryOrder};
+use crate::simd::LANES;
 use crate::tensor::SharedOut;
+use crate::{CacheSpec, Tensor};
 
-/// Queries a task: enough to reuse a span, few enough to balance.
-const TILE: usize = 16;
+/// Positions whose results are gathered before they are added to those of earlier ones.
+const CHUNK: usize = 512;
 
-/// How a cached vector is read.
-pub(super) trait Entry: Copy {
-    /// # Safety
-    /// See [`Simd`]; `i` is in elements and the slab reaches `n` of them from there.
-    unsafe fn load<S: Simd>(slab: *const u8, i: usize, n: usize) -> S::V;
+/// Queries a task, where there are enough tasks: they share what is read of the cache.
+const QUERIES: usize = 64;
+/// The least that a task is cut down to.
+const QUERIES_MIN: usize = 8;
+/// Elements that the results of single chunks may take: 256 MiB.
+const PARTIAL_MAX: usize = 1 << 26;
+
+/// Some rows of one sequence, and the query heads of one key head that a task computes.
+#[derive(Clone, Debug)]
+struct Tile {
+    rows: Range<usize>,
+    kv_head: usize,
+    /// Counted over all query heads.
+    heads: Range<usize>,
+    /// Chunks that the last row sees.
+    chunks: usize,
 }
-#[derive(Clone, Copy)]
-pub(super) struct AsF32;
-#[derive(Clone, Copy)]
-struct AsF16;
 
-impl Entry for AsF32 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(slab: *const u8, i: usize, n: usize) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { load_n::<S>(slab.cast::<f32>().add(i), n) }
-    }
-}
-impl Entry for AsF16 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(slab: *const u8, i: usize, n: usize) -> S::V {
-        // SAFETY: the caller's.
-        unsafe {
-            let p = slab.cast::<u16>().add(i);
-            if n >= LANES {
-                return S::load_f16(p);
-            }
-            let mut lanes = [0u16; LANES];
-            std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
-            S::load_f16(lanes.as_ptr())
-        }
+impl Tile {
+    fn queries(&self) -> usize {
+        self.rows.len() * self.heads.len()
     }
 }
 
-/// One query against one span of at most 16 positions.
-pub(super) struct Span<'a> {
-    pub(super) keys: *const u8,
-    pub(super) values: *const u8,
-    /// Element index of each position's key.
-    pub(super) key_at: &'a [usize],
-    /// Element index of each position's value.
-    pub(super) value_at: &'a [usize],
-    pub(super) key_width: usize,
-    pub(super) value_width: usize,
-    pub(super) scale: f32,
+/// One call, as its tasks see it.
+struct Attention<'a> {
+    ctx: &'a AttentionContext<'a>,
+    layer: usize,
+    q: &'a Tensor,
+    scale: f32,
+    keys: &'a CacheSpec,
+    values: &'a CacheSpec,
+    value_spec: usize,
+    value_width: usize,
+    selection: Option<&'a Selection>,
 }
-
-/// A query's state between spans.
-pub(super) struct State {
-    max: f32,
-    pub(super) sum: f32,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self { max: f32::NEG_INFINITY, sum: 0.0 }
-    }
-}
-
-#[inline(always)]
-unsafe fn span_body<S: Simd, E: Entry>(span: &Span<'_>, q: *const f32, out: *mut f32, state: &mut State) {
-    let n = span.key_at.len();
-    // SAFETY: the caller's: places lie in the slabs, q reaches key_width and out value_width elements.
-    unsafe {
-        // 1. Scores; lanes beyond n stay at minus infinity.
-        let mut scores = [f32::NEG_INFINITY; LANES];
-        for (score, at) in scores.iter_mut().zip(span.key_at) {
-            let mut acc = S::splat(0.0);
-            for i in (0..span.key_width).step_by(LANES) {
-                let left = span.key_width - i;
-                acc = S::fma(load_n::<S>(q.add(i), left), E::load::<S>(span.keys, at + i, left), acc);
-            }
-            *score = S::sum(acc) * span.scale;
-        }
-        // 2. The maximum so far. NaN passes through: it wins no comparison, and e^NaN below is NaN.
-        let max = scores[..n].iter().copied().fold(state.max, |m, s| if s > m { s } else { m });
-        let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        // 3. Weights.
-        let mut weights = [0f32; LANES];
-        S::store(weights.as_mut_ptr(), exp::<S>(S::sub(S::load(scores.as_ptr()), S::splat(shift))));
-        let mut sum = 0.0;
-        for w in &weights[..n] {
-            sum += w;
-        }
-        let mut old = [0f32; LANES];
-        S::store(old.as_mut_ptr(), exp::<S>(S::splat(state.max - shift)));
-        let rescale = old[0];
-        state.sum = state.sum.mul_add(rescale, sum);
-        state.max = max;
-        // 4. Values, positions in order.
-        for i in (0..span.value_width).step_by(LANES) {
-            let left = span.value_width - i;
-            let mut acc = S::mul(load_n::<S>(out.add(i), left), S::splat(rescale));
-            for (w, at) in weights.iter().zip(span.value_at) {
-                acc = S::fma(S::splat(*w), E::load::<S>(span.values, at + i, left), acc);
-            }
-            store_n::<S>(out.add(i), left, acc);
-        }
-    }
-}
-dispatch!(pub(super) fn span_step[E: Entry](span: &Span<'_>, q: *const f32, out: *mut f32, state: &mut State) = span_body);
 
 impl AttentionContext<'_> {
     /// Causal attention with grouped heads (Ainslie et al. 2023): q [T, Nq * D] -> [T, Nq * Dv]; kind 0 holds K, kind 1 V.
     ///
     /// # Panics
-    /// If the queries are of another shape or batch, or the layer keeps values for another number of heads than keys.
+    /// If the queries are of another shape or batch, the layer keeps values for another number of heads than keys, or values
+    /// in columns.
     pub fn attend_gqa(&self, layer: usize, q: &Tensor, scale: f32) -> Tensor {
         let value_width = self.cache.spec(layer, 1).width;
         self.attend(layer, q, scale, 1, value_width, None)
@@ -129,8 +71,8 @@ impl AttentionContext<'_> {
     /// [T, Nq * v_width]. Kind 0 holds latent and rope key; the values are its first `v_width` columns.
     ///
     /// # Panics
-    /// If the queries are of another shape or batch, `v_width` is beyond the entries' width, or `selection` was made for
-    /// another batch.
+    /// If the queries are of another shape or batch, `v_width` is beyond the entries' width, the entries lie in columns, or
+    /// `selection` was made for another batch.
     pub fn attend_mla(
         &self,
         layer: usize,
@@ -151,148 +93,290 @@ impl AttentionContext<'_> {
         value_width: usize,
         selection: Option<&Selection>,
     ) -> Tensor {
-        let spec = self.cache.spec(layer, 0);
-        let kv_heads = spec.heads;
+        let (keys, values) = (self.cache.spec(layer, 0), self.cache.spec(layer, value_spec));
+        let kv_heads = keys.heads;
         // The places of values are computed from their own kind: with fewer heads or columns they would lie outside.
-        let values = self.cache.spec(layer, value_spec);
         assert_eq!(values.heads, kv_heads, "values of another number of heads than keys");
         assert!(
             value_width <= values.width,
             "values of {value_width} columns from entries of {}",
             values.width
         );
+        assert!(values.order == EntryOrder::Rows, "values in columns");
         if let Some(selection) = selection {
             assert_eq!(selection.rows.len(), self.positions.len(), "a selection of another batch");
             // Ascending, so that the last is the largest.
             let within =
                 |(chosen, position): (&Vec<u32>, &u32)| chosen.last().is_none_or(|last| last <= position);
             assert!(selection.rows.iter().zip(&self.positions).all(within), "a selection beyond the row");
+            assert!(keys.order == EntryOrder::Rows, "a selection of keys in columns");
         }
-        let heads = q.cols() / spec.width;
+        let heads = q.cols() / keys.width;
         let group = heads / kv_heads;
-        assert!(q.cols() == heads * spec.width && heads == group * kv_heads, "queries of another shape");
+        assert!(q.cols() == heads * keys.width && heads == group * kv_heads, "queries of another shape");
         assert_eq!(q.rows(), self.positions.len(), "queries of another batch");
-        let mut out = self.ops.zeros(q.rows(), heads * value_width);
-        let shared = SharedOut::new(out.data_mut());
-        let tasks = self.tasks(kv_heads);
-        self.ops.pool().run(tasks.len(), &|task, _| {
-            let (rows, head) = tasks[task].clone();
-            let attention = AttentionTasks {
-                ctx: self,
-                layer,
-                q,
-                scale,
-                value_spec,
-                value_width,
-                selection,
-                head,
-                group,
+        let attention =
+            Attention { ctx: self, layer, q, scale, keys, values, value_spec, value_width, selection };
+        match self.cache.dtype() {
+            CacheDType::F32 => attention.run::<AsF32>(group),
+            CacheDType::F16 => attention.run::<AsF16>(group),
+        }
+    }
+}
+
+impl Attention<'_> {
+    fn run<E: Entry>(&self, group: usize) -> Tensor {
+        let ops = self.ctx.ops;
+        let threads = ops.pool().threads();
+        let mut tiles = self.tiles(group, QUERIES);
+        let mut by_chunk = false;
+        if threads > 1 && tiles.len() < 2 * threads {
+            let partial: usize = tiles.iter().map(|t| t.queries() * t.chunks * self.value_width).sum();
+            by_chunk = tiles.iter().any(|t| t.chunks > 1) && partial <= PARTIAL_MAX;
+            let tasks = |tiles: &[Tile]| match by_chunk {
+                true => tiles.iter().map(|t| t.chunks).sum(),
+                false => tiles.len(),
             };
-            let cols = heads * value_width;
-            // SAFETY: a task owns its rows' columns of its heads; tasks of other heads of the same rows own the others.
-            let out = |row: usize, h: usize| unsafe {
-                shared.slice(row * cols + (head * group + h) * value_width, value_width)
-            };
-            match self.cache.dtype() {
-                CacheDType::F32 => attention.run::<AsF32>(rows, out),
-                CacheDType::F16 => attention.run::<AsF16>(rows, out),
+            let mut queries = QUERIES;
+            while tasks(&tiles) < 2 * threads && queries > QUERIES_MIN {
+                queries /= 2;
+                tiles = self.tiles(group, queries);
             }
-        });
+        }
+        // The longest first, so that the last to finish is short.
+        tiles.sort_by_key(|tile| std::cmp::Reverse(tile.chunks));
+        let mut out = ops.dirty(self.q.rows(), self.q.cols() / self.keys.width * self.value_width);
+        let shared = SharedOut::new(out.data_mut());
+        if by_chunk {
+            self.by_chunk::<E>(&tiles, shared);
+        } else {
+            ops.pool().run(tiles.len(), &|task, _| self.whole::<E>(&tiles[task], shared));
+        }
         out
     }
 
-    /// Tiles of rows of one sequence, times key heads; the longest first, so that the last to finish is short.
-    fn tasks(&self, kv_heads: usize) -> Vec<(std::ops::Range<usize>, usize)> {
-        let mut tasks = Vec::new();
-        for s in self.seqs {
-            for start in s.rows.clone().step_by(TILE) {
-                let rows = start..(start + TILE).min(s.rows.end);
-                tasks.extend((0..kv_heads).map(|h| (rows.clone(), h)));
-            }
-        }
-        tasks.sort_by_key(|(rows, _)| std::cmp::Reverse(self.positions[rows.start]));
-        tasks
-    }
-}
-
-struct AttentionTasks<'a> {
-    ctx: &'a AttentionContext<'a>,
-    layer: usize,
-    q: &'a Tensor,
-    scale: f32,
-    value_spec: usize,
-    value_width: usize,
-    selection: Option<&'a Selection>,
-    head: usize,
-    group: usize,
-}
-
-impl AttentionTasks<'_> {
-    fn run<'o, E: Entry>(&self, rows: std::ops::Range<usize>, out: impl Fn(usize, usize) -> &'o mut [f32]) {
-        let mut states: Vec<State> = (0..rows.len() * self.group).map(|_| State::default()).collect();
-        let last = self.ctx.positions[rows.end - 1] as usize;
+    /// How many positions row `row` sees.
+    fn seen(&self, row: usize) -> usize {
         match self.selection {
-            None => {
-                let all: Vec<u32> = (0..=last as u32).collect();
-                for span in all.chunks(LANES) {
-                    for (i, row) in rows.clone().enumerate() {
-                        // Causal: a query sees positions up to its own.
-                        let seen = (self.ctx.positions[row] + 1).saturating_sub(span[0]) as usize;
-                        let span = &span[..seen.min(span.len())];
-                        self.step::<E>(row, span, &mut states[i * self.group..][..self.group], &out);
-                    }
-                }
-            }
-            Some(selection) => {
-                for (i, row) in rows.clone().enumerate() {
-                    for span in selection.row(row).chunks(LANES) {
-                        self.step::<E>(row, span, &mut states[i * self.group..][..self.group], &out);
+            Some(selection) => selection.row(row).len(),
+            None => self.ctx.positions[row] as usize + 1,
+        }
+    }
+
+    fn tiles(&self, group: usize, queries: usize) -> Vec<Tile> {
+        let (rows, heads) = ((queries / group).max(1), group.min(queries));
+        let mut tiles = Vec::new();
+        for s in self.ctx.seqs {
+            for start in s.rows.clone().step_by(rows) {
+                let rows = start..(start + rows).min(s.rows.end);
+                let chunks = rows.clone().map(|row| self.seen(row)).max().unwrap_or(0).div_ceil(CHUNK);
+                for kv_head in 0..self.keys.heads {
+                    for first in (0..group).step_by(heads) {
+                        let heads = kv_head * group + first..kv_head * group + (first + heads).min(group);
+                        tiles.push(Tile { rows: rows.clone(), kv_head, heads, chunks });
                     }
                 }
             }
         }
-        for (i, row) in rows.enumerate() {
-            for h in 0..self.group {
-                let inverse = 1.0 / states[i * self.group + h].sum;
-                out(row, h).iter_mut().for_each(|x| *x *= inverse);
+        tiles
+    }
+
+    /// Where the result of a query belongs.
+    ///
+    /// # Safety
+    /// As [`SharedOut::slice`].
+    #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    unsafe fn place<'o>(&self, out: &'o SharedOut, row: usize, head: usize) -> &'o mut [f32] {
+        let cols = self.q.cols() / self.keys.width * self.value_width;
+        // SAFETY: the caller's.
+        unsafe { out.slice(row * cols + head * self.value_width, self.value_width) }
+    }
+
+    /// All chunks of a tile.
+    fn whole<E: Entry>(&self, tile: &Tile, out: SharedOut) {
+        let width = self.value_width;
+        let queries = || tile.rows.clone().flat_map(|row| tile.heads.clone().map(move |head| (row, head)));
+        // SAFETY: a task owns its rows' columns of its heads.
+        let places: Vec<*mut f32> =
+            queries().map(|(row, head)| unsafe { self.place(&out, row, head) }.as_mut_ptr()).collect();
+        let mut states = vec![State::default(); tile.queries()];
+        let mut part = vec![0f32; if tile.chunks > 1 { tile.queries() * width } else { 0 }];
+        let parts: Vec<*mut f32> = part.chunks_exact_mut(width.max(1)).map(|p| p.as_mut_ptr()).collect();
+        with_scratch(|scratch| {
+            for chunk in 0..tile.chunks {
+                if chunk == 0 {
+                    self.chunk::<E>(tile, chunk, &places, &mut states, scratch);
+                    continue;
+                }
+                let mut later = vec![State::default(); tile.queries()];
+                self.chunk::<E>(tile, chunk, &parts, &mut later, scratch);
+                for (i, (row, _)) in queries().enumerate() {
+                    if self.seen(row) > chunk * CHUNK {
+                        // SAFETY: both are of `width` elements, and this task's own.
+                        unsafe {
+                            merge(self.ctx.ops.isa(), places[i], &mut states[i], parts[i], later[i], width);
+                        }
+                    }
+                }
+            }
+        });
+        for ((row, head), state) in queries().zip(&states) {
+            // SAFETY: as above.
+            let out = unsafe { self.place(&out, row, head) };
+            finish(out, state, self.seen(row));
+        }
+    }
+
+    /// Each chunk of each tile a task, then their sums.
+    fn by_chunk<E: Entry>(&self, tiles: &[Tile], out: SharedOut) {
+        let (ops, width) = (self.ctx.ops, self.value_width);
+        // A tile's chunks lie one after the other, its queries side by side.
+        let mut tasks = Vec::new();
+        let mut merges = Vec::new();
+        let mut at = 0;
+        for tile in tiles {
+            tasks.extend((0..tile.chunks).map(|chunk| (tile, chunk, at + chunk * tile.queries())));
+            let queries = tile.rows.clone().flat_map(|row| tile.heads.clone().map(move |head| (row, head)));
+            merges.extend(queries.enumerate().map(|(i, (row, head))| (row, head, at + i, tile.queries())));
+            at += tile.chunks * tile.queries();
+        }
+        let mut partial = ops.dirty(at, width);
+        let mut states = ops.dirty(at, 2);
+        let (parts, of_parts) = (SharedOut::new(partial.data_mut()), SharedOut::new(states.data_mut()));
+        ops.pool().run(tasks.len(), &|task, _| {
+            let (tile, chunk, at) = tasks[task];
+            let n = tile.queries();
+            // SAFETY: a task owns the places of its tile's chunk.
+            let (part, kept) = unsafe { (parts.slice(at * width, n * width), of_parts.slice(at * 2, n * 2)) };
+            let places: Vec<*mut f32> = part.chunks_exact_mut(width.max(1)).map(|p| p.as_mut_ptr()).collect();
+            let mut states = vec![State::default(); n];
+            with_scratch(|scratch| self.chunk::<E>(tile, chunk, &places, &mut states, scratch));
+            for (kept, state) in kept.chunks_exact_mut(2).zip(states) {
+                kept.copy_from_slice(&[state.max, state.sum]);
+            }
+        });
+        ops.pool().run(merges.len(), &|task, _| {
+            let (row, head, at, stride) = merges[task];
+            // SAFETY: a task owns its query's place.
+            let out = unsafe { self.place(&out, row, head) };
+            let state = |i: usize| State { max: states.data()[i * 2], sum: states.data()[i * 2 + 1] };
+            let mut sum = State::default();
+            for chunk in 0..self.seen(row).div_ceil(CHUNK) {
+                let i = at + chunk * stride;
+                if chunk == 0 {
+                    out.copy_from_slice(partial.row(i));
+                    sum = state(i);
+                } else {
+                    // SAFETY: both are of `width` elements; the parts are only read now.
+                    unsafe {
+                        let part = partial.row(i).as_ptr();
+                        merge(ops.isa(), out.as_mut_ptr(), &mut sum, part, state(i), width);
+                    }
+                }
+            }
+            finish(out, &sum, self.seen(row));
+        });
+    }
+
+    /// What the queries of a tile gather in one chunk; those that see nothing of it are left alone.
+    fn chunk<E: Entry>(
+        &self,
+        tile: &Tile,
+        chunk: usize,
+        out: &[*mut f32],
+        states: &mut [State],
+        scratch: &mut Scratch,
+    ) {
+        let (heads, width) = (tile.heads.len(), self.keys.width);
+        let q: Vec<*const f32> = (tile.rows.clone())
+            .flat_map(|row| tile.heads.clone().map(move |head| (row, head)))
+            .map(|(row, head)| self.q.row(row)[head * width..][..width].as_ptr())
+            .collect();
+        let first_sees = self.seen(tile.rows.start);
+        let last_sees = self.seen(tile.rows.end - 1);
+        let end = (chunk + 1) * CHUNK;
+        for start in (chunk * CHUNK..end.min(last_sees.max(first_sees))).step_by(SPAN) {
+            let span_end = (start + SPAN).min(end);
+            let fresh = start == chunk * CHUNK;
+            // Rows stand at ascending positions: what the first one sees, all see.
+            if self.selection.is_none() && span_end <= first_sees {
+                let mut queries = Queries { q: &q, out, states, fresh };
+                self.span::<E>(tile, tile.rows.start, start..span_end, &mut queries, scratch);
+                continue;
+            }
+            for (i, row) in tile.rows.clone().enumerate() {
+                let span = start..span_end.min(self.seen(row));
+                if !span.is_empty() {
+                    let of = i * heads..(i + 1) * heads;
+                    let mut queries =
+                        Queries { q: &q[of.clone()], out: &out[of.clone()], states: &mut states[of], fresh };
+                    self.span::<E>(tile, row, span, &mut queries, scratch);
+                }
             }
         }
     }
 
-    /// All heads of this task's group for one row and one span.
-    fn step<'o, E: Entry>(
+    /// One span, counted in positions or in the row's chosen ones.
+    fn span<E: Entry>(
         &self,
+        tile: &Tile,
         row: usize,
-        span: &[u32],
-        states: &mut [State],
-        out: &impl Fn(usize, usize) -> &'o mut [f32],
+        span: Range<usize>,
+        queries: &mut Queries<'_>,
+        scratch: &mut Scratch,
     ) {
-        if span.is_empty() {
-            return;
-        }
         let (ctx, cache) = (self.ctx, self.ctx.cache);
-        let key_spec = cache.spec(self.layer, 0);
-        let value_spec = cache.spec(self.layer, self.value_spec);
-        let mut key_at = [0usize; LANES];
-        let mut value_at = [0usize; LANES];
-        for (i, position) in span.iter().enumerate() {
-            key_at[i] = ctx.place(row, key_spec, self.head, *position as usize);
-            value_at[i] = ctx.place(row, value_spec, self.head, *position as usize);
+        let (key_slab, value_slab) =
+            (cache.slab(self.layer, 0).cast_const(), cache.slab(self.layer, self.value_spec).cast_const());
+        let chosen = self.selection.map(|s| s.row(row));
+        let position = |i: usize| chosen.map_or(i, |chosen| chosen[i] as usize);
+        let at = |slab: *const u8, spec: &CacheSpec, position: usize| {
+            slab.wrapping_add(ctx.place(row, spec, tile.kv_head, position) * E::SIZE)
+        };
+        let mut keys = [std::ptr::null(); SPAN];
+        let mut values = [std::ptr::null(); SPAN];
+        let mut keys_used = 0;
+        match self.keys.order {
+            EntryOrder::Columns => {
+                for start in span.clone().step_by(LANES) {
+                    keys[keys_used] = at(key_slab, self.keys, start);
+                    keys_used += 1;
+                }
+            }
+            EntryOrder::Rows => {
+                for i in span.clone() {
+                    keys[keys_used] = at(key_slab, self.keys, position(i));
+                    keys_used += 1;
+                }
+            }
         }
+        let count = span.len();
+        let next = (chosen.is_none() && span.end < self.seen(row)).then(|| at(key_slab, self.keys, span.end));
+        for (value, i) in values.iter_mut().zip(span) {
+            *value = at(value_slab, self.values, position(i));
+        }
+        let keys = &keys[..keys_used];
         let span = Span {
-            keys: cache.slab(self.layer, 0),
-            values: cache.slab(self.layer, self.value_spec),
-            key_at: &key_at[..span.len()],
-            value_at: &value_at[..span.len()],
-            key_width: key_spec.width,
+            keys: if self.keys.order == EntryOrder::Columns { Keys::Columns(keys) } else { Keys::Rows(keys) },
+            values: &values[..count],
+            next,
+            key_width: self.keys.width,
             value_width: self.value_width,
             scale: self.scale,
         };
-        for (h, state) in states.iter_mut().enumerate() {
-            let q = &self.q.row(row)[(self.head * self.group + h) * key_spec.width..][..key_spec.width];
-            // SAFETY: places are inside the slabs (`AttentionContext::new` checked the block tables), q and out have
-            // key_width and value_width elements, the slabs are held by this context, and `isa` is available.
-            unsafe { span_step::<E>(ctx.ops.isa(), &span, q.as_ptr(), out(row, h).as_mut_ptr(), state) };
-        }
+        // SAFETY: places are inside the slabs (`AttentionContext::new` checked the block tables; blocks are whole groups of
+        // sixteen where keys lie in columns), queries and outputs have their widths, the slabs are held by this context, and
+        // `isa` is available.
+        unsafe { step::<E>(ctx.ops.isa(), &span, queries, scratch) };
     }
+}
+
+/// Divides by the weights' sum; a query that sees nothing has none, and an average of nothing.
+fn finish(out: &mut [f32], state: &State, seen: usize) {
+    if seen == 0 {
+        out.fill(f32::NAN);
+        return;
+    }
+    let inverse = 1.0 / state.sum;
+    out.iter_mut().for_each(|x| *x *= inverse);
 }

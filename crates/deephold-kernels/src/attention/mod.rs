@@ -1,11 +1,12 @@
 //! Attention over the paged cache: grouped queries, the absorbed form of MLA, and the lightning indexer's choice. And that of
 //! encoders, which need no cache.
 //!
-//! One query's result is one pass over its positions, 16 at a time from position 0, with the online softmax of
-//! FlashAttention (Dao et al. 2022): nothing else enters, so neither batch nor chunk nor threads can change a bit.
+//! One query's result is one pass over its positions in fixed spans and chunks from position 0, with the online softmax of
+//! FlashAttention (Dao et al. 2022): nothing else enters, so neither batch nor tasks nor threads can change a bit.
 
 mod attend;
 mod select;
+mod tile;
 mod whole;
 
 use std::ops::Range;

@@ -1,16 +1,15 @@
 //! Attention of encoders: every row of a text sees every row of it, and nothing is cached.
 //!
-//! The arithmetic of one query is that of the cached kinds: 16 positions at a time in order, with the online softmax.
+//! The arithmetic of one query is that of the cached kinds, span by span in order, with the online softmax.
 
 use std::ops::Range;
 
-use super::attend::{AsF32, Span, State, span_step};
-use crate::simd::LANES;
+use super::tile::{AsF32, Keys, Queries, SPAN, Span, State, step, with_scratch};
 use crate::tensor::SharedOut;
 use crate::{Ops, Tensor};
 
 /// Queries a task.
-const TILE: usize = 16;
+const TILE: usize = 32;
 
 impl Ops {
     /// softmax(scale * q K^T) V within each text (Vaswani et al. 2017): q, k, v [T, heads * D] -> [T, heads * D]. `texts` are
@@ -41,34 +40,41 @@ impl Ops {
                 tasks.extend((0..heads).map(|head| (text.clone(), tile.clone(), head)));
             }
         }
-        let mut out = self.zeros(rows, cols);
+        let mut out = self.dirty(rows, cols);
         let shared = SharedOut::new(out.data_mut());
         let isa = self.isa();
         self.pool().run(tasks.len(), &|task, _| {
             let (text, tile, head) = tasks[task].clone();
-            for row in tile {
-                // SAFETY: a task owns its rows' columns of its head.
-                let out = unsafe { shared.slice(row * cols + head * width, width) };
-                let mut state = State::default();
-                for start in text.clone().step_by(LANES) {
-                    let count = LANES.min(text.end - start);
-                    let mut at = [0; LANES];
-                    (0..count).for_each(|i| at[i] = (start + i) * cols + head * width);
+            let part = |t: &Tensor, row: usize| t.row(row)[head * width..][..width].as_ptr();
+            let q: Vec<*const f32> = tile.clone().map(|row| part(q, row)).collect();
+            // SAFETY: a task owns its rows' columns of its head.
+            let place = |row: usize| unsafe { shared.slice(row * cols + head * width, width) };
+            let places: Vec<*mut f32> = tile.clone().map(|row| place(row).as_mut_ptr()).collect();
+            let mut states = vec![State::default(); tile.len()];
+            with_scratch(|scratch| {
+                for start in text.clone().step_by(SPAN) {
+                    let span = start..(start + SPAN).min(text.end);
+                    let rows = |t: &Tensor| -> Vec<*const u8> {
+                        span.clone().map(|row| part(t, row).cast()).collect()
+                    };
+                    let (keys, values) = (rows(k), rows(v));
                     let span = Span {
-                        keys: k.data().as_ptr().cast(),
-                        values: v.data().as_ptr().cast(),
-                        key_at: &at[..count],
-                        value_at: &at[..count],
+                        keys: Keys::Rows(&keys),
+                        values: &values,
+                        next: None,
                         key_width: width,
                         value_width: width,
                         scale,
                     };
-                    let q = &q.row(row)[head * width..][..width];
-                    // SAFETY: places are rows of k and v, q and out have `width` elements, and `isa` is available.
-                    unsafe { span_step::<AsF32>(isa, &span, q.as_ptr(), out.as_mut_ptr(), &mut state) };
+                    let fresh = start == text.start;
+                    let mut queries = Queries { q: &q, out: &places, states: &mut states, fresh };
+                    // SAFETY: keys, values, queries and outputs have `width` elements, and `isa` is available.
+                    unsafe { step::<AsF32>(isa, &span, &mut queries, scratch) };
                 }
+            });
+            for (row, state) in tile.zip(&states) {
                 let inverse = 1.0 / state.sum;
-                out.iter_mut().for_each(|x| *x *= inverse);
+                place(row).iter_mut().for_each(|x| *x *= inverse);
             }
         });
         out

@@ -18,6 +18,10 @@ type V = [__m256; 2];
 impl Simd for Avx2 {
     type V = V;
     #[inline(always)]
+    unsafe fn ask_for(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn splat(x: f32) -> V {
         unsafe { [_mm256_set1_ps(x); 2] }
     }
@@ -121,5 +125,43 @@ impl Simd for Avx2 {
             let d = _mm_add_ps(c, _mm_movehl_ps(c, c));
             _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps::<1>(d, d)))
         }
+    }
+    #[inline(always)]
+    unsafe fn fold_max(a: V) -> f32 {
+        unsafe {
+            let b = _mm256_max_ps(a[0], a[1]);
+            let c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps::<1>(b));
+            let d = _mm_max_ps(c, _mm_movehl_ps(c, c));
+            _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps::<1>(d, d)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(rows: [V; 16]) -> [V; 16] {
+        unsafe {
+            let quarter =
+                |row0: usize, half: usize| transpose8(std::array::from_fn(|i| rows[row0 + i][half]));
+            let [a, b, c, d] = [quarter(0, 0), quarter(8, 0), quarter(0, 1), quarter(8, 1)];
+            std::array::from_fn(|i| if i < 8 { [a[i], b[i]] } else { [c[i - 8], d[i - 8]] })
+        }
+    }
+}
+
+/// Lane i of vector j to lane j of vector i.
+#[inline(always)]
+#[allow(unused_unsafe, reason = "as above")]
+pub(super) unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: registers only; AVX is the caller's promise.
+    unsafe {
+        // Pairs of rows, then fours of rows within halves of a register, then the halves.
+        let low: [__m256; 4] = std::array::from_fn(|i| _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]));
+        let high: [__m256; 4] = std::array::from_fn(|i| _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+        let fours = |a, b| [_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b)];
+        let [a, b] = [fours(low[0], low[1]), fours(high[0], high[1])];
+        let [c, d] = [fours(low[2], low[3]), fours(high[2], high[3])];
+        let (top, bottom) = ([a[0], a[1], b[0], b[1]], [c[0], c[1], d[0], d[1]]);
+        std::array::from_fn(|i| match i {
+            0..4 => _mm256_permute2f128_ps::<0x20>(top[i], bottom[i]),
+            _ => _mm256_permute2f128_ps::<0x31>(top[i - 4], bottom[i - 4]),
+        })
     }
 }

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Simd;
+use super::avx2::transpose8;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
@@ -15,6 +16,10 @@ pub(crate) struct Avx512;
 )]
 impl Simd for Avx512 {
     type V = __m512;
+    #[inline(always)]
+    unsafe fn ask_for(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
@@ -102,5 +107,45 @@ impl Simd for Avx512 {
             let d = _mm_add_ps(c, _mm_movehl_ps(c, c));
             _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps::<1>(d, d)))
         }
+    }
+    #[inline(always)]
+    unsafe fn fold_max(a: __m512) -> f32 {
+        unsafe {
+            let [low, high] = halves(a);
+            let b = _mm256_max_ps(low, high);
+            let c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps::<1>(b));
+            let d = _mm_max_ps(c, _mm_movehl_ps(c, c));
+            _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps::<1>(d, d)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(rows: [__m512; 16]) -> [__m512; 16] {
+        unsafe {
+            let quarter =
+                |row0: usize, half: usize| transpose8(std::array::from_fn(|i| halves(rows[row0 + i])[half]));
+            let [a, b, c, d] = [quarter(0, 0), quarter(8, 0), quarter(0, 1), quarter(8, 1)];
+            std::array::from_fn(|i| if i < 8 { join(a[i], b[i]) } else { join(c[i - 8], d[i - 8]) })
+        }
+    }
+}
+
+/// Lanes 0 to 7 and 8 to 15.
+#[inline(always)]
+#[allow(unused_unsafe, reason = "as above")]
+unsafe fn halves(a: __m512) -> [__m256; 2] {
+    // SAFETY: registers only; AVX-512 is the caller's promise.
+    unsafe {
+        let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a));
+        [_mm512_castps512_ps256(a), _mm256_castpd_ps(high)]
+    }
+}
+
+#[inline(always)]
+#[allow(unused_unsafe, reason = "as above")]
+unsafe fn join(low: __m256, high: __m256) -> __m512 {
+    // SAFETY: as for `halves`.
+    unsafe {
+        let low = _mm512_castps_pd(_mm512_castps256_ps512(low));
+        _mm512_castpd_ps(_mm512_insertf64x4::<1>(low, _mm256_castps_pd(high)))
     }
 }

@@ -29,6 +29,11 @@ pub(crate) const LANES: usize = 16;
 #[allow(clippy::missing_safety_doc, reason = "said once for the whole trait")]
 pub(crate) trait Simd: Copy {
     type V: Copy;
+    /// Asks for a line that will be read soon, wherever the address lies; a hint that not every set takes.
+    #[inline(always)]
+    unsafe fn ask_for(p: *const u8) {
+        let _ = p;
+    }
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn load_f16(p: *const u16) -> Self::V;
@@ -54,6 +59,23 @@ pub(crate) trait Simd: Copy {
     unsafe fn pow2(n: Self::V) -> Self::V;
     /// Lane i + 8 to lane i, then i + 4, i + 2, i + 1.
     unsafe fn sum(a: Self::V) -> f32;
+    /// The largest lane, where none is NaN.
+    unsafe fn fold_max(a: Self::V) -> f32;
+    /// Lane i of vector j to lane j of vector i.
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        let mut lanes = [[0f32; LANES]; LANES];
+        // SAFETY: the caller's; arrays of sixteen.
+        unsafe {
+            for (row, lanes) in rows.into_iter().zip(&mut lanes) {
+                Self::store(lanes.as_mut_ptr(), row);
+            }
+            std::array::from_fn(|i| {
+                let column: [f32; LANES] = std::array::from_fn(|j| lanes[j][i]);
+                Self::load(column.as_ptr())
+            })
+        }
+    }
 }
 
 /// The first `n` <= 16 elements, the rest 0.

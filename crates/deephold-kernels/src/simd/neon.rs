@@ -149,4 +149,28 @@ impl Simd for Neon {
             vget_lane_f32::<0>(d) + vget_lane_f32::<1>(d)
         }
     }
+    #[inline(always)]
+    unsafe fn fold_max(a: V) -> f32 {
+        unsafe { vmaxvq_f32(vmaxq_f32(vmaxq_f32(a[0], a[1]), vmaxq_f32(a[2], a[3]))) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(rows: [V; 16]) -> [V; 16] {
+        // Sixteen blocks of 4 x 4, the block at (i, j) to (j, i).
+        let blocks: [[[float32x4_t; 4]; 4]; 4] = std::array::from_fn(|i| {
+            std::array::from_fn(|j| transpose4(std::array::from_fn(|k| rows[4 * i + k][j])))
+        });
+        std::array::from_fn(|c| std::array::from_fn(|i| blocks[i][c / 4][c % 4]))
+    }
+}
+
+/// Lane i of vector j to lane j of vector i.
+#[inline(always)]
+fn transpose4(r: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: register arithmetic of the aarch64 baseline.
+    unsafe {
+        let pair = |a, b| [vtrn1q_f32(a, b), vtrn2q_f32(a, b)].map(|x| vreinterpretq_f64_f32(x));
+        let ([a, b], [c, d]) = (pair(r[0], r[1]), pair(r[2], r[3]));
+        [vtrn1q_f64(a, c), vtrn1q_f64(b, d), vtrn2q_f64(a, c), vtrn2q_f64(b, d)]
+            .map(|x| vreinterpretq_f32_f64(x))
+    }
 }

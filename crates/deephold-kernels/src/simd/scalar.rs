@@ -88,4 +88,8 @@ impl Simd for Scalar {
         let c: [f32; 4] = std::array::from_fn(|i| b[i] + b[i + 4]);
         (c[0] + c[2]) + (c[1] + c[3])
     }
+    #[inline(always)]
+    unsafe fn fold_max(a: V) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
 }

@@ -6,7 +6,7 @@
 pub(crate) mod rope;
 pub(crate) mod section;
 
-use deephold_kernels::CacheSpec;
+use deephold_kernels::{CacheSpec, EntryOrder};
 use deephold_weights::fp8::Fp8Config;
 use serde_json::json;
 
@@ -105,8 +105,8 @@ impl GqaConfig {
 
     /// K {Nkv, D} and V {Nkv, D}.
     pub(crate) fn cache(&self) -> Vec<CacheSpec> {
-        let spec = |name| CacheSpec { name, heads: self.kv_heads, width: self.head_dim };
-        vec![spec("k"), spec("v")]
+        let spec = |name, order| CacheSpec { name, heads: self.kv_heads, width: self.head_dim, order };
+        vec![spec("k", EntryOrder::Columns), spec("v", EntryOrder::Rows)]
     }
 }
 

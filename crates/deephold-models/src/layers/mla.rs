@@ -13,8 +13,8 @@
 use std::sync::Arc;
 
 use deephold_kernels::{
-    Activations, AttentionContext, CacheSpec, Ops, PackedMatrix, RopeSlice, RopeStyle, RopeTable, Selection,
-    Tensor,
+    Activations, AttentionContext, CacheSpec, EntryOrder, Ops, PackedMatrix, RopeSlice, RopeStyle, RopeTable,
+    Selection, Tensor,
 };
 
 use super::columns::{Heads, copy_heads};
@@ -75,7 +75,12 @@ impl MlaConfig {
 
     /// One entry a position: latent, then rope key.
     pub(crate) fn cache(&self) -> Vec<CacheSpec> {
-        vec![CacheSpec { name: "latent", heads: 1, width: self.kv_lora_rank + self.qk_rope_head_dim }]
+        vec![CacheSpec {
+            name: "latent",
+            heads: 1,
+            width: self.kv_lora_rank + self.qk_rope_head_dim,
+            order: EntryOrder::Rows,
+        }]
     }
 
     fn qk_head_dim(&self) -> usize {
