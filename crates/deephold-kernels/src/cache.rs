@@ -4,14 +4,13 @@
 //! \[block\]\[head\]\[slot / 16\]\[width\]\[16\] (see [`EntryOrder`]). Pages are zeroed memory that
 //! the system hands out on first touch, so a large cache costs nothing until it is used.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
 use std::sync::Mutex;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::KernelError;
+use crate::memory::Memory;
 use crate::simd::LANES;
 
 /// How entries are stored.
@@ -57,7 +56,7 @@ pub enum EntryOrder {
 
 /// Storage for `num_blocks` blocks of `block_size` positions in every layer.
 pub struct KvCache {
-    layers: Vec<Vec<(CacheSpec, Slab)>>,
+    layers: Vec<Vec<(CacheSpec, Memory)>>,
     num_blocks: usize,
     block_size: usize,
     dtype: CacheDType,
@@ -86,7 +85,7 @@ impl KvCache {
         }
         let slab = |spec: &CacheSpec| {
             let bytes = spec.heads * spec.width * num_blocks * block_size * dtype.bytes();
-            Ok::<_, KernelError>((spec.clone(), Slab::new(bytes)?))
+            Ok::<_, KernelError>((spec.clone(), Memory::zeroed("the cache", bytes)?))
         };
         let layers = layers
             .iter()
@@ -136,7 +135,7 @@ impl KvCache {
 
     /// Bytes reserved.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().flatten().map(|(_, slab)| slab.bytes).sum()
+        self.layers.iter().flatten().map(|(_, slab)| slab.len()).sum()
     }
 
     pub(crate) fn spec(&self, layer: usize, spec: usize) -> &CacheSpec {
@@ -154,7 +153,7 @@ impl KvCache {
 
     /// Start of a slab.
     pub(crate) fn slab(&self, layer: usize, spec: usize) -> *mut u8 {
-        self.layers[layer][spec].1.start.as_ptr()
+        self.layers[layer][spec].1.as_ptr()
     }
 
     /// Stores a vector whose first column has the element index `at`.
@@ -184,40 +183,6 @@ impl KvCache {
                     }
                 }
             }
-        }
-    }
-}
-
-/// Zeroed memory of fixed size, 64-byte aligned.
-struct Slab {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: plain memory; who may touch it is decided by `KvCache::in_use`.
-unsafe impl Send for Slab {}
-// SAFETY: as above.
-unsafe impl Sync for Slab {}
-
-impl Slab {
-    fn layout(bytes: usize) -> Option<Layout> {
-        Layout::from_size_align(bytes.max(64), 64).ok()
-    }
-
-    fn new(bytes: usize) -> Result<Self, KernelError> {
-        let memory = || KernelError::Memory { what: "the cache", bytes };
-        let layout = Self::layout(bytes).ok_or_else(memory)?;
-        // SAFETY: the layout is not empty.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(memory)?;
-        Ok(Self { start, bytes })
-    }
-}
-
-impl Drop for Slab {
-    fn drop(&mut self) {
-        if let Some(layout) = Self::layout(self.bytes) {
-            // SAFETY: allocated in `new` with this layout.
-            unsafe { dealloc(self.start.as_ptr(), layout) };
         }
     }
 }

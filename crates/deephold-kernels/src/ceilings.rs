@@ -3,6 +3,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use crate::memory::Memory;
+use crate::simd::{LANES, Simd, dispatch};
 use crate::{Isa, ThreadPool};
 
 /// Rates of all threads of the pool together.
@@ -19,7 +21,7 @@ pub struct Ceilings {
 /// Measures for about half a second; the best of several rounds each, since noise only slows down.
 pub fn measure(pool: &ThreadPool, isa: Isa) -> Ceilings {
     Ceilings {
-        read_bytes_per_second: read(pool),
+        read_bytes_per_second: read(pool, isa),
         int8_macs_per_second: rate(pool, isa, int8_macs),
         f32_flops_per_second: 2.0 * rate(pool, isa, f32_fmas),
     }
@@ -28,26 +30,51 @@ pub fn measure(pool: &ThreadPool, isa: Isa) -> Ceilings {
 /// Bytes read a round: 8 times the largest L3 in common use would be too much for small machines.
 const READ_BYTES: usize = 256 << 20;
 
-fn read(pool: &ThreadPool) -> f64 {
-    let data = vec![1u64; READ_BYTES / 8];
-    let chunk = 1 << 15;
+/// Bytes a task.
+const READ_CHUNK: usize = 1 << 18;
+/// Bytes ahead that the probe asks for in every other round: which is faster depends on the machine.
+const AHEAD: usize = 4096;
+
+fn read(pool: &ThreadPool, isa: Isa) -> f64 {
+    let Some(mut data) = Memory::alone(READ_BYTES) else { return 0.0 };
+    let chunks: Vec<_> = data.chunks_exact_mut(READ_CHUNK).map(std::sync::Mutex::new).collect();
+    pool.run(chunks.len(), &|task, _| {
+        // Written, so that pages are real, by the threads that read them.
+        chunks[task].lock().unwrap_or_else(std::sync::PoisonError::into_inner).fill(1);
+    });
+    drop(chunks);
     let mut best = 0f64;
-    for _ in 0..5 {
+    for round in 0..10 {
+        let ahead = if round % 2 == 0 { 0 } else { AHEAD };
         let start = Instant::now();
-        pool.run(data.len() / chunk, &|task, _| {
-            let lines = data[task * chunk..][..chunk].as_chunks::<32>().0;
-            let mut sums = [0u64; 32];
-            for line in lines {
-                for (s, x) in sums.iter_mut().zip(line) {
-                    *s = s.wrapping_add(*x);
-                }
-            }
-            black_box(sums);
+        pool.run(READ_BYTES / READ_CHUNK, &|task, _| {
+            let chunk = &data[task * READ_CHUNK..][..READ_CHUNK];
+            // SAFETY: `isa` is available; a chunk is whole steps of eight vectors.
+            black_box(unsafe { sum_of(isa, chunk, ahead) });
         });
         best = best.max(READ_BYTES as f64 / start.elapsed().as_secs_f64());
     }
     best
 }
+
+#[inline(always)]
+unsafe fn sum_of_body<S: Simd>(bytes: &[u8], ahead: usize) -> f32 {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = [S::splat(0.0); 8];
+        for step in bytes.chunks_exact(8 * LANES * 4) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let p = step.as_ptr().add(i * LANES * 4);
+                if ahead > 0 {
+                    S::ask_for(p.wrapping_add(ahead));
+                }
+                *sum = S::add(*sum, S::load(p.cast()));
+            }
+        }
+        S::sum(sums.into_iter().reduce(|a, b| S::add(a, b)).unwrap_or(S::splat(0.0)))
+    }
+}
+dispatch!(fn sum_of(bytes: &[u8], ahead: usize) -> f32 = sum_of_body);
 
 /// Runs `work` on every thread at once; `work` says how many operations it did.
 fn rate(pool: &ThreadPool, isa: Isa, work: fn(Isa) -> f64) -> f64 {

@@ -14,6 +14,7 @@ mod elementwise;
 mod error;
 mod isa;
 mod linear;
+mod memory;
 mod norm;
 mod ops;
 mod pool;

@@ -1,37 +1,35 @@
 //! Activations: f32 rows in aligned buffers that return to their `Ops` when dropped.
 
+use std::alloc::{Layout, handle_alloc_error};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// One cache line; makes buffers 64-byte aligned without unsafe allocation.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-type Lines = Vec<Line>;
+use crate::memory::Memory;
 
 /// Buffers kept for reuse: at most this many, the smallest go first.
 const KEPT: usize = 64;
 
 /// Returned buffers, so that a forward pass allocates only the first time.
 #[derive(Default)]
-pub(crate) struct Buffers(Mutex<Vec<Lines>>);
+pub(crate) struct Buffers(Mutex<Vec<Memory>>);
 
 impl Buffers {
-    /// A buffer of `lines`; its contents are whatever it held before.
-    fn take(&self, lines: usize) -> Lines {
+    /// A buffer of at least `bytes`; its contents are whatever it held before.
+    fn take(&self, bytes: usize) -> Memory {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // The tightest fit, so that a decode step does not take a prompt's large buffers.
-        let fit = kept.iter().enumerate().filter(|(_, b)| b.len() >= lines && b.len() / 4 <= lines);
+        let fit = kept.iter().enumerate().filter(|(_, b)| b.len() >= bytes && b.len() / 4 <= bytes);
         match fit.min_by_key(|(_, b)| b.len()).map(|(i, _)| i) {
             Some(i) => kept.swap_remove(i),
             None => {
                 drop(kept);
-                vec![Line([0.0; 16]); lines.next_power_of_two()]
+                let size = bytes.next_power_of_two();
+                let layout = || Layout::from_size_align(size, 64).unwrap_or(Layout::new::<u8>());
+                Memory::alone(size).unwrap_or_else(|| handle_alloc_error(layout()))
             }
         }
     }
 
-    fn give(&self, buffer: Lines) {
+    fn give(&self, buffer: Memory) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT {
             let smallest = kept.iter().enumerate().min_by_key(|(_, b)| b.len()).map(|(i, _)| i);
@@ -47,15 +45,16 @@ impl Buffers {
 pub struct Tensor {
     rows: usize,
     cols: usize,
-    lines: Lines,
+    /// `None` only while it is dropped.
+    buffer: Option<Memory>,
     home: Arc<Buffers>,
 }
 
 impl Tensor {
     /// Contents are arbitrary; the caller writes every element.
     pub(crate) fn dirty(home: &Arc<Buffers>, rows: usize, cols: usize) -> Self {
-        let lines = home.take((rows * cols).div_ceil(16).max(1));
-        Self { rows, cols, lines, home: Arc::clone(home) }
+        let buffer = home.take((rows * cols * size_of::<f32>()).max(64));
+        Self { rows, cols, buffer: Some(buffer), home: Arc::clone(home) }
     }
 
     /// Number of rows.
@@ -70,16 +69,16 @@ impl Tensor {
 
     /// All elements, [rows * cols].
     pub fn data(&self) -> &[f32] {
-        // SAFETY: `Line` is 16 f32 without padding, and `dirty` made at least rows * cols of them.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast::<f32>(), self.rows * self.cols) }
+        let Some(buffer) = &self.buffer else { return &[] };
+        // SAFETY: `dirty` took at least rows * cols f32, 64-byte aligned, all of which hold some number.
+        unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<f32>(), self.rows * self.cols) }
     }
 
     /// All elements, [rows * cols].
     pub fn data_mut(&mut self) -> &mut [f32] {
+        let Some(buffer) = &mut self.buffer else { return &mut [] };
         // SAFETY: as in `data`; the borrow is exclusive.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<f32>(), self.rows * self.cols)
-        }
+        unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr().cast::<f32>(), self.rows * self.cols) }
     }
 
     /// Row `i`, \[cols\].
@@ -96,7 +95,9 @@ impl Tensor {
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        self.home.give(std::mem::take(&mut self.lines));
+        if let Some(buffer) = self.buffer.take() {
+            self.home.give(buffer);
+        }
     }
 }
 

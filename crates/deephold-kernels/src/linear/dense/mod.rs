@@ -11,6 +11,7 @@ use deephold_quant::DType;
 
 use super::PANEL;
 use super::quant::InputRows;
+use crate::memory::Memory;
 use crate::tensor::Window;
 use crate::{Isa, KernelError, Tensor, ThreadPool};
 
@@ -26,7 +27,7 @@ pub(super) struct DenseMatrix {
     /// Columns that share an FP8 factor.
     block_k: usize,
     panel_bytes: usize,
-    data: Vec<u8>,
+    data: Memory,
 }
 
 impl DenseMatrix {
@@ -130,9 +131,7 @@ impl DenseMatrix {
         let factors = if dtype == DType::F8E4M3 { k.div_ceil(block_k) } else { 0 };
         let panel_bytes = bytes_for(PANEL, k, size, factors);
         let bytes = bytes_for(n, k, size, factors);
-        let mut data = Vec::new();
-        data.try_reserve_exact(bytes).map_err(|_| KernelError::Memory { what: "a packed matrix", bytes })?;
-        data.resize(bytes, 0);
+        let data = Memory::zeroed("a packed matrix", bytes)?;
         Ok(Self { dtype, n, k, block_k, panel_bytes, data })
     }
 

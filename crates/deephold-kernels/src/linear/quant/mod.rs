@@ -39,6 +39,7 @@ use deephold_quant::DType;
 pub(crate) use act::{ActivationBlocks, QuantizedActivations};
 
 use super::PANEL;
+use crate::memory::Memory;
 use crate::tensor::Window;
 use crate::{Isa, KernelError, ThreadPool};
 
@@ -108,7 +109,7 @@ pub(crate) struct QuantMatrix {
     layout: Layout,
     n: usize,
     k: usize,
-    data: Vec<u8>,
+    data: Memory,
 }
 
 /// Which rows of the activations a call reads.
@@ -138,10 +139,7 @@ impl QuantMatrix {
             return Err(KernelError::Size { dtype, n, k, expected, actual: bytes.len() });
         }
         let size = bytes_for(dtype, n, k);
-        let mut data = Vec::new();
-        data.try_reserve_exact(size)
-            .map_err(|_| KernelError::Memory { what: "a packed matrix", bytes: size })?;
-        data.resize(size, 0);
+        let mut data = Memory::zeroed("a packed matrix", size)?;
         let panel_bytes = (size / n.div_ceil(PANEL).max(1)).max(1);
         let panels: Vec<_> = data.chunks_exact_mut(panel_bytes).map(std::sync::Mutex::new).collect();
         pool.run(panels.len(), &|p, _| {
