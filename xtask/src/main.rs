@@ -1,21 +1,28 @@
-//! Repository tasks: `cargo xtask tidy`, `cargo xtask licenses` and `cargo xtask prove NAME`.
+//! Repository tasks: checks, proofs, and measurements beside llama.cpp. Without a name they are listed.
 
+mod bench_report;
 mod licenses;
 mod metadata;
 mod prove;
 mod tidy;
+mod versus;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(2).collect();
     let task = std::env::args().nth(1).unwrap_or_default();
     let found = match task.as_str() {
         "tidy" => tidy::check(&root()),
         "licenses" => licenses::check(&root()),
-        "prove" => prove::prove(&root(), std::env::args().nth(2).as_deref()).map(|()| Vec::new()),
+        "prove" => prove::prove(&root(), args.first().map(String::as_str)).map(|()| Vec::new()),
+        "versus-llama-cpp" => versus::run(&root(), &args).map(|()| Vec::new()),
+        "bench-report" => bench_report::run(&root(), args.first().is_some_and(|a| a == "--check")),
         _ => {
-            eprintln!("usage: cargo xtask tidy | licenses | prove NAME");
+            eprintln!(
+                "usage: cargo xtask tidy | licenses | prove NAME | versus-llama-cpp | bench-report [--check]"
+            );
             return ExitCode::from(2);
         }
     };

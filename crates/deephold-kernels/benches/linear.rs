@@ -1,6 +1,6 @@
 //! Products with weight matrices in every format, beside the ceilings of the machine.
 //!
-//! `cargo bench -p deephold-kernels [-- --quick] [--threads N] [--isa NAME] [--rows N]`. The shape is a feed-forward matrix of a 1.5B
+//! `cargo bench -p deephold-kernels [-- --quick] [--threads N] [--isa NAME] [--rows N] [--format NAME]`. The shape is a feed-forward matrix of a 1.5B
 //! model. Best of several rounds: other programs can only make a round slower.
 #![allow(missing_docs, reason = "a program")]
 
@@ -32,7 +32,8 @@ fn main() {
     println!("{:8} {:>14} {:>22} {:>22} {:>22}", "", "pack", "T=1", "T=8", "T=512");
     let formats =
         [DType::Q4K, DType::Q6K, DType::Q5K, DType::Q4_0, DType::Q8_0, DType::IQ4XS, DType::BF16, DType::F32];
-    for dtype in formats {
+    let only = value("--format");
+    for dtype in formats.into_iter().filter(|d| only.as_deref().is_none_or(|name| name == d.name())) {
         let bytes = stored(dtype, n, k);
         let start = Instant::now();
         let w = PackedMatrix::pack(&pool, dtype, n, k, &bytes).expect("packs");

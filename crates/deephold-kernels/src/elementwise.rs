@@ -19,6 +19,19 @@ pub struct EmbeddingTable<'a> {
     pub bytes: &'a [u8],
 }
 
+/// A slice of each head of a row: `width` columns from `col0` on, `stride` from one head to the next.
+#[derive(Clone, Copy)]
+pub struct HeadColumns<'a> {
+    /// The rows, [T, at least col0 + (heads - 1) * stride + width].
+    pub x: &'a Tensor,
+    /// Of the first head's slice.
+    pub col0: usize,
+    /// From one head to the next.
+    pub stride: usize,
+    /// Columns of a slice.
+    pub width: usize,
+}
+
 #[inline(always)]
 unsafe fn silu_mul_body<S: Simd>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     let n = out.len();
@@ -110,6 +123,27 @@ impl Ops {
     pub fn select_rows(&self, x: &Tensor, rows: &[usize]) -> Tensor {
         let mut y = self.dirty(rows.len(), x.cols());
         self.for_rows(&mut y, |i, out| out.copy_from_slice(x.row(rows[i])));
+        y
+    }
+
+    /// The slices of all parts side by side, head by head: [T, heads * (sum of widths)].
+    ///
+    /// # Panics
+    /// If the parts differ in rows, or a slice lies beyond them.
+    pub fn join_heads(&self, heads: usize, parts: &[HeadColumns<'_>]) -> Tensor {
+        let rows = parts.first().map_or(0, |p| p.x.rows());
+        assert!(parts.iter().all(|p| p.x.rows() == rows), "parts differ in rows");
+        let width: usize = parts.iter().map(|p| p.width).sum();
+        let mut y = self.dirty(rows, heads * width);
+        self.for_rows(&mut y, |row, out| {
+            for (head, mut out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+                for p in parts {
+                    let (to, rest) = out.split_at_mut(p.width);
+                    to.copy_from_slice(&p.x.row(row)[p.col0 + head * p.stride..][..p.width]);
+                    out = rest;
+                }
+            }
+        });
         y
     }
 }

@@ -28,7 +28,7 @@ pub mod topology;
 
 pub use attention::{AttentionContext, Selection, SeqRows};
 pub use cache::{CacheDType, CacheSpec, EntryOrder, KvCache};
-pub use elementwise::EmbeddingTable;
+pub use elementwise::{EmbeddingTable, HeadColumns};
 pub use error::KernelError;
 pub use isa::{Isa, UnknownIsa};
 pub use linear::{Activations, PackedMatrix, PairRows};

@@ -145,6 +145,12 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    /// All of `x`, which stays borrowed by promise alone: whoever writes to the window ends before `x` is used again.
+    pub(crate) fn whole(x: &mut Tensor) -> Self {
+        let stride = x.cols();
+        Self { out: SharedOut::new(x.data_mut()), row0: 0, col0: 0, stride }
+    }
+
     /// `width` elements of the product's row `row` from its column `col` on.
     ///
     /// # Safety

@@ -414,7 +414,7 @@ fn experts_are_chosen_grouped_and_summed_by_rank() {
     let w: Vec<PackedMatrix> =
         (0..4).map(|e| PackedMatrix::pack_f32(pool, 1, 1, &[e as f32]).unwrap()).collect();
     let x = ops.tensor_from(2, 1, &[10.0, 100.0]);
-    let y = ops.moe_linear(&w, &Activations::new(&x), &plan, PairRows::PerToken);
+    let [y] = ops.moe_linears([&w], &Activations::new(&x), &plan, PairRows::PerToken);
     assert_eq!(y.data(), [20.0, 200.0, 30.0, 300.0]);
     let mut out = ops.zeros(2, 1);
     ops.moe_combine(&y, &plan, &mut out);

@@ -12,7 +12,6 @@ use deephold_weights::Checkpoint;
 use crate::family::{Family, Layer};
 use crate::info::ModelInfo;
 use crate::layers::attention::GqaAttention;
-use crate::layers::columns::select_rows;
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::RmsNorm;
 use crate::loader::Loader;
@@ -105,7 +104,7 @@ impl Model for Decoder {
             layer.forward(ctx, &mut x);
         }
         // 3. Final norm, only for the rows that someone reads.
-        let rows = select_rows(ops, &x, rows);
+        let rows = ops.select_rows(&x, rows);
         Ok(self.norm.forward(ops, &rows)) // [rows, H]
     }
 

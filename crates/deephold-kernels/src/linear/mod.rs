@@ -6,12 +6,13 @@
 mod dense;
 mod quant;
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use deephold_quant::DType;
 
 use crate::route::ExpertPlan;
-use crate::tensor::{SharedOut, Window};
+use crate::tensor::Window;
 use crate::{KernelError, Ops, Tensor, ThreadPool};
 use dense::DenseMatrix;
 use quant::{ActivationBlocks, InputRows, QuantMatrix, QuantizedActivations};
@@ -132,7 +133,10 @@ impl PackedMatrix {
 
 /// Activations [T, K] and, once a product asked for them, their int8 forms: products that share an input share those.
 pub struct Activations<'a> {
-    x: &'a Tensor,
+    /// Row-major.
+    x: &'a [f32],
+    rows: usize,
+    cols: usize,
     of_32: OnceLock<QuantizedActivations>,
     of_256: OnceLock<QuantizedActivations>,
 }
@@ -140,12 +144,17 @@ pub struct Activations<'a> {
 impl<'a> Activations<'a> {
     /// Wraps a tensor; nothing is computed yet.
     pub fn new(x: &'a Tensor) -> Self {
-        Self { x, of_32: OnceLock::new(), of_256: OnceLock::new() }
+        Self::of_heads(x, 1)
     }
 
-    /// The f32 values.
-    pub fn tensor(&self) -> &Tensor {
-        self.x
+    /// Each of `heads` slices of a row as a row of its own, those of a row one after the other: [T * heads, K / heads].
+    fn of_heads(x: &'a Tensor, heads: usize) -> Self {
+        let (rows, cols) = (x.rows() * heads, x.cols() / heads.max(1));
+        Self { x: x.data(), rows, cols, of_32: OnceLock::new(), of_256: OnceLock::new() }
+    }
+
+    fn row(&self, i: usize) -> &'a [f32] {
+        &self.x[i * self.cols..][..self.cols]
     }
 
     fn quant(&self, ops: &Ops, kind: ActivationBlocks) -> &QuantizedActivations {
@@ -154,14 +163,7 @@ impl<'a> Activations<'a> {
             ActivationBlocks::Of256 => &self.of_256,
         };
         cell.get_or_init(|| {
-            QuantizedActivations::new(
-                ops.pool(),
-                ops.isa(),
-                kind,
-                self.x.data(),
-                self.x.rows(),
-                self.x.cols(),
-            )
+            QuantizedActivations::new(ops.pool(), ops.isa(), kind, self.x, self.rows, self.cols)
         })
     }
 }
@@ -175,123 +177,149 @@ pub enum PairRows {
     PerExpertPair,
 }
 
-/// One product within a call: a matrix, the input rows it reads, and where its output goes.
+/// One product within a call: a matrix, the input rows it reads, what is added, and where its output goes.
 struct Product<'a> {
     w: &'a PackedMatrix,
     x: &'a Activations<'a>,
     rows: InputRows<'a>,
-    row0: usize,
-    col0: usize,
+    bias: Option<&'a [f32]>,
+    window: Window,
+}
+
+impl Product<'_> {
+    fn count(&self) -> usize {
+        match self.rows {
+            InputRows::All => self.x.rows,
+            InputRows::List(list) => list.len(),
+        }
+    }
 }
 
 impl Ops {
     /// y[T, N] = x W^T.
     pub fn linear(&self, w: &PackedMatrix, x: &Activations<'_>) -> Tensor {
-        let mut y = self.dirty(x.x.rows(), w.n);
-        self.run_products(&[Product { w, x, rows: InputRows::All, row0: 0, col0: 0 }], &mut y);
+        let [y] = self.linears([(w, None)], x);
         y
     }
 
-    /// y[T, N] = x W^T + bias.
-    pub fn linear_bias(&self, w: &PackedMatrix, x: &Activations<'_>, bias: Option<&[f32]>) -> Tensor {
-        let mut y = self.linear(w, x);
-        if let Some(bias) = bias {
-            assert_eq!(bias.len(), w.n, "a bias of another length");
-            self.for_rows(&mut y, |_, row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+    /// y[T, N] = x W^T + bias for each matrix and bias, as one set of tasks.
+    ///
+    /// # Panics
+    /// If a bias or the activations are of another length.
+    pub fn linears<const M: usize>(
+        &self,
+        ws: [(&PackedMatrix, Option<&[f32]>); M],
+        x: &Activations<'_>,
+    ) -> [Tensor; M] {
+        let mut ys = ws.map(|(w, _)| self.dirty(x.rows, w.n));
+        let mut products = Vec::with_capacity(M);
+        for ((w, bias), y) in ws.into_iter().zip(&mut ys) {
+            assert!(bias.is_none_or(|b| b.len() == w.n), "a bias of another length");
+            products.push(Product { w, x, rows: InputRows::All, bias, window: Window::whole(y) });
         }
-        y
+        self.run_products(&products);
+        ys
     }
 
     /// One matrix [N, K] a head: x[T, heads * K] -> [T, heads * N].
+    ///
+    /// # Panics
+    /// If the activations are of another width.
     pub fn head_linear(&self, ws: &[PackedMatrix], x: &Tensor) -> Tensor {
         let (heads, k) = (ws.len(), ws.first().map_or(0, |w| w.k));
         assert_eq!(x.cols(), heads * k, "activations of another width");
-        // Each head's slice as rows of its own: [heads * T, K].
         let t = x.rows();
-        let mut slices = self.dirty(heads * t, k);
-        self.for_rows(&mut slices, |i, row| {
-            let (head, token) = (i / t, i % t);
-            row.copy_from_slice(&x.row(token)[head * k..][..k]);
-        });
-        let act = Activations::new(&slices);
-        let lists: Vec<Vec<u32>> = (0..heads).map(|h| (0..t).map(|i| (h * t + i) as u32).collect()).collect();
+        let act = Activations::of_heads(x, heads);
+        let lists: Vec<Vec<u32>> =
+            (0..heads).map(|h| (0..t).map(|i| (i * heads + h) as u32).collect()).collect();
         let n = ws.first().map_or(0, |w| w.n);
-        let products: Vec<Product<'_>> = ws
-            .iter()
-            .zip(&lists)
-            .enumerate()
-            .map(|(h, (w, list))| Product { w, x: &act, rows: InputRows::List(list), row0: 0, col0: h * n })
-            .collect();
         let mut y = self.dirty(t, heads * n);
-        self.run_products(&products, &mut y);
+        let whole = Window::whole(&mut y);
+        let products: Vec<Product<'_>> = (ws.iter().zip(&lists).enumerate())
+            .map(|(h, (w, list))| {
+                let window = Window { col0: h * n, ..whole };
+                Product { w, x: &act, rows: InputRows::List(list), bias: None, window }
+            })
+            .collect();
+        self.run_products(&products);
         y
     }
 
-    /// Each pair of `plan` through its expert's matrix: [pairs, N], rows in the plan's order.
-    pub fn moe_linear(
+    /// Each pair of `plan` through its expert's matrix of each list, as one set of tasks: [pairs, N], rows in the plan's order.
+    pub fn moe_linears<const M: usize>(
         &self,
-        ws: &[PackedMatrix],
+        lists: [&[PackedMatrix]; M],
         x: &Activations<'_>,
         plan: &ExpertPlan,
         rows: PairRows,
-    ) -> Tensor {
-        let n = ws.first().map_or(0, |w| w.n);
+    ) -> [Tensor; M] {
         let pairs: Vec<u32> = (0..plan.row_tokens().len() as u32).collect();
         let source = match rows {
             PairRows::PerToken => plan.row_tokens(),
             PairRows::PerExpertPair => &pairs,
         };
-        let products: Vec<Product<'_>> = plan
-            .groups()
-            .iter()
-            .map(|(expert, range)| Product {
+        let mut ys = lists.map(|ws| self.dirty(pairs.len(), ws.first().map_or(0, |w| w.n)));
+        let mut products = Vec::with_capacity(M * plan.groups().len());
+        for (ws, y) in lists.into_iter().zip(&mut ys) {
+            let whole = Window::whole(y);
+            products.extend(plan.groups().iter().map(|(expert, range)| Product {
                 w: &ws[*expert],
                 x,
                 rows: InputRows::List(&source[range.clone()]),
-                row0: range.start,
-                col0: 0,
-            })
-            .collect();
-        let mut y = self.dirty(pairs.len(), n);
-        self.run_products(&products, &mut y);
-        y
+                bias: None,
+                window: Window { row0: range.start, ..whole },
+            }));
+        }
+        self.run_products(&products);
+        ys
     }
 
     /// Runs all products as one set of tasks, so that small ones share the threads.
-    fn run_products(&self, products: &[Product<'_>], y: &mut Tensor) {
-        let stride = y.cols();
-        if y.rows() == 0 || stride == 0 {
-            return;
-        }
-        let out = SharedOut::new(y.data_mut());
+    fn run_products(&self, products: &[Product<'_>]) {
         // Int8 forms are made here, before the tasks, so that making them runs on all threads.
         for product in products {
-            assert_eq!(product.w.k, product.x.x.cols(), "activations of another width");
+            assert_eq!(product.w.k, product.x.cols, "activations of another width");
             if let Form::Quant(m) = &product.w.form {
                 product.x.quant(self, m.activation_blocks());
             }
         }
-        // About eight tasks a thread: small enough to balance, large enough to stream.
-        let total: usize = products.iter().map(|p| p.w.panels()).sum();
-        let chunk = total.div_ceil(8 * self.pool().threads()).max(1);
-        let mut tasks = Vec::new();
-        for (i, product) in products.iter().enumerate() {
-            let panels = product.w.panels();
-            tasks.extend((0..panels).step_by(chunk).map(|p| (i, p..(p + chunk).min(panels))));
-        }
+        let tasks = self.cut(products);
         self.pool().run(tasks.len(), &|task, _| {
             let (i, panels) = tasks[task].clone();
-            let product = &products[i];
-            let window = Window { out, row0: product.row0, col0: product.col0, stride };
-            match &product.w.form {
-                Form::Dense(m) => {
-                    m.gemm(self.isa(), product.x.x, product.rows, panels, window);
-                }
+            let Product { w, x, rows, bias, window } = &products[i];
+            match &w.form {
+                Form::Dense(m) => m.gemm(self.isa(), x, *rows, panels.clone(), *window),
                 Form::Quant(m) => {
-                    let act = product.x.quant(self, m.activation_blocks());
-                    m.gemm(self.isa(), act, product.rows, panels, window);
+                    let act = x.quant(self, m.activation_blocks());
+                    m.gemm(self.isa(), act, *rows, panels.clone(), *window);
                 }
             }
+            let Some(bias) = bias else { return };
+            let columns = panels.start * PANEL..(panels.end * PANEL).min(w.n);
+            for row in 0..products[i].count() {
+                // SAFETY: a task owns its panels' columns.
+                let y = unsafe { window.slice(row, columns.start, columns.len()) };
+                y.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, b)| *y += b);
+            }
         });
+    }
+
+    /// Tasks of panels of one product each: long ones first, to stream, and short ones last, so that all threads end together.
+    fn cut(&self, products: &[Product<'_>]) -> Vec<(usize, Range<usize>)> {
+        let cost = |p: &Product<'_>| p.w.bytes() / p.w.panels().max(1);
+        let mut left: usize = products.iter().map(|p| cost(p) * p.w.panels()).sum();
+        let mut tasks = Vec::new();
+        for (i, product) in products.iter().enumerate() {
+            let (panels, cost) = (product.w.panels(), cost(product).max(1));
+            let mut at = 0;
+            while at < panels && product.count() > 0 {
+                let most = (left / (4 * self.pool().threads()) / cost).max(1);
+                let end = (at + most).min(panels);
+                left = left.saturating_sub((end - at) * cost);
+                tasks.push((i, at..end));
+                at = end;
+            }
+        }
+        tasks
     }
 }

@@ -88,9 +88,8 @@ impl GqaAttention {
     pub(crate) fn forward(&self, ctx: &AttentionContext<'_>, x: &Activations<'_>) -> Tensor {
         let (ops, c) = (ctx.ops(), &self.config);
         // 1. Projections, one quantisation of x for the three.
-        let mut q = self.q_proj.forward(ops, x); // [T, Nq*D]
-        let mut k = self.k_proj.forward(ops, x); // [T, Nkv*D]
-        let v = self.v_proj.forward(ops, x); // [T, Nkv*D]
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let [mut q, mut k, v] = ops.linears(projections.map(Linear::parts), x); // [T, Nq*D], [T, Nkv*D] twice
         // 2. Qwen3 normalises each head.
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             q_norm.forward_groups(ops, &mut q, 0, c.heads);

@@ -27,6 +27,12 @@ impl Linear {
 
     /// [T, K] -> [T, N]; products of one input share one `Activations`, so that it is quantised once.
     pub(crate) fn forward(&self, ops: &Ops, x: &Activations<'_>) -> Tensor {
-        ops.linear_bias(&self.weight, x, self.bias.as_deref())
+        let [y] = ops.linears([self.parts()], x);
+        y
+    }
+
+    /// Weight and bias, for several products of one input in one call.
+    pub(crate) fn parts(&self) -> (&PackedMatrix, Option<&[f32]>) {
+        (&self.weight, self.bias.as_deref())
     }
 }

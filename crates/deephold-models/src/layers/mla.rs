@@ -13,11 +13,10 @@
 use std::sync::Arc;
 
 use deephold_kernels::{
-    Activations, AttentionContext, CacheSpec, EntryOrder, Ops, PackedMatrix, RopeSlice, RopeStyle, RopeTable,
-    Selection, Tensor,
+    Activations, AttentionContext, CacheSpec, EntryOrder, HeadColumns, Ops, PackedMatrix, RopeSlice,
+    RopeStyle, RopeTable, Selection, Tensor,
 };
 
-use super::columns::{Heads, copy_heads};
 use super::linear::Linear;
 use super::norm::RmsNorm;
 use crate::ModelError;
@@ -226,14 +225,12 @@ impl Mla {
         let turned = RopeSlice { col0: nope, stride: nope + rope, heads: c.heads, dim: rope };
         ops.rope(&mut q, turned, ctx.positions(), &self.rope, self.rope_style);
         // 2. Absorb W_UK: q_nope [T, Nq*nope] -> [T, Nq*R].
-        let of = |col0, stride, width| Heads { col0, stride, heads: c.heads, width };
-        let mut q_nope = ops.zeros(q.rows(), c.heads * nope);
-        copy_heads(&q, of(0, nope + rope, nope), &mut q_nope, of(0, nope, nope));
+        let of = |x, col0, stride, width| HeadColumns { x, col0, stride, width };
+        let q_nope = ops.join_heads(c.heads, &[of(&q, 0, nope + rope, nope)]);
         let q_latent = ops.head_linear(&self.w_uk, &q_nope);
         // 3. Beside it the rope part, as the cache lies: [T, Nq*(R+rope)].
-        let mut absorbed = ops.zeros(q.rows(), c.heads * (r + rope));
-        copy_heads(&q_latent, of(0, r, r), &mut absorbed, of(0, r + rope, r));
-        copy_heads(&q, of(nope, nope + rope, rope), &mut absorbed, of(r, r + rope, rope));
+        let parts = [of(&q_latent, 0, r, r), of(&q, nope, nope + rope, rope)];
+        let absorbed = ops.join_heads(c.heads, &parts);
         // 4. Attention over latents, [T, Nq*R]; then W_UV, [T, Nq*v].
         let latent = ctx.attend_mla(self.layer, &absorbed, r, c.softmax_scale(), selection);
         let out = ops.head_linear(&self.w_uv, &latent);

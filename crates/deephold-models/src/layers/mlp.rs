@@ -30,8 +30,7 @@ impl Mlp {
 
     /// [T, H] -> [T, H]
     pub(crate) fn forward(&self, ops: &Ops, x: &Activations<'_>) -> Tensor {
-        let gate = self.gate_proj.forward(ops, x); // [T, I]
-        let up = self.up_proj.forward(ops, x); // [T, I]
+        let [gate, up] = ops.linears([&self.gate_proj, &self.up_proj].map(Linear::parts), x); // [T, I]
         let hidden = ops.silu_mul(&gate, &up); // [T, I]
         self.down_proj.forward(ops, &Activations::new(&hidden))
     }

@@ -23,8 +23,13 @@ use crate::terminal;
 /// One measurement: tokens a second of each run, and the share of the machine's limit that the median reaches.
 struct Figure {
     name: String,
+    /// Sequences side by side; a prompt has none.
+    batch: Option<usize>,
     rates: Vec<f64>,
     limit: f64,
+    /// Multiply-adds, and bytes of weights, that a token costs at least.
+    macs_per_token: f64,
+    bytes_per_token: f64,
 }
 
 impl Figure {
@@ -48,10 +53,13 @@ impl Figure {
     fn json(&self) -> Value {
         json!({
             "name": self.name,
+            "batch": self.batch,
             "tokens_per_s": self.median(),
             "runs": self.rates,
             "limit_tokens_per_s": self.limit,
             "percent_of_limit": self.percent(),
+            "macs_per_token": self.macs_per_token,
+            "bytes_per_token": self.bytes_per_token,
         })
     }
 }
@@ -108,18 +116,24 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         f32_flops_per_second: first.f32_flops_per_second.max(second.f32_flops_per_second),
     };
     let work = Work::of(&loaded, engine_args.load_as.map(DType::from))?;
+    let figure = |name: String, batch: Option<usize>, tokens: usize, rates: Vec<f64>| Figure {
+        name,
+        batch,
+        rates,
+        limit: tokens as f64 / work.seconds(tokens, &ceilings),
+        macs_per_token: work.macs_per_token(),
+        bytes_per_token: work.bytes(tokens) / tokens as f64,
+    };
     let mut figures = Vec::new();
     if !prompt.is_empty() {
-        let limit = args.prompt_tokens as f64 / work.seconds(args.prompt_tokens, &ceilings);
-        figures.push(Figure { name: format!("prompt {}", args.prompt_tokens), rates: prompt, limit });
+        figures.push(figure(format!("prompt {}", args.prompt_tokens), None, args.prompt_tokens, prompt));
     }
     for (batch, rates) in args.batch.iter().zip(decode).filter(|(_, r)| !r.is_empty()) {
-        let limit = *batch as f64 / work.seconds(*batch, &ceilings);
         let name = match args.depth {
             0 => format!("decode {} x {batch}", args.decode_tokens),
             depth => format!("decode {} x {batch} at {depth}", args.decode_tokens),
         };
-        figures.push(Figure { name, rates, limit });
+        figures.push(figure(name, Some(*batch), *batch, rates));
     }
     show(args, &loaded, &ceilings, &figures)?;
     Ok(ExitCode::SUCCESS)
@@ -199,17 +213,24 @@ impl Work {
         Ok(Self { tensors: expected_tensors(c)?.into_iter().filter_map(one).collect() })
     }
 
-    /// Seconds for a pass of `tokens` rows at the measured ceilings. Of E experts a row takes k, so n rows are expected
-    /// to touch a share of 1 - (1 - k/E)^n of them.
+    /// Bytes of weights that a pass of `tokens` rows reads. Of E experts a row takes k, so n rows are expected to touch a share
+    /// of 1 - (1 - k/E)^n of them.
+    fn bytes(&self, tokens: usize) -> f64 {
+        let of = |share: f64| 1.0 - (1.0 - share).powf(tokens as f64);
+        self.tensors.iter().map(|(stored, _, share, _)| stored * of(*share)).sum()
+    }
+
+    fn macs_per_token(&self) -> f64 {
+        self.tensors.iter().map(|(_, elements, share, _)| elements * share).sum()
+    }
+
+    /// Seconds for a pass of `tokens` rows at the measured ceilings.
     fn seconds(&self, tokens: usize, c: &Ceilings) -> f64 {
-        let (mut bytes, mut compute) = (0.0, 0.0);
-        for (stored, elements, share, integer) in &self.tensors {
-            bytes += stored * (1.0 - (1.0 - share).powf(tokens as f64));
+        let compute = |(_, elements, share, integer): &(f64, f64, f64, bool)| {
             let macs = elements * share * tokens as f64;
-            compute +=
-                if *integer { macs / c.int8_macs_per_second } else { 2.0 * macs / c.f32_flops_per_second };
-        }
-        (bytes / c.read_bytes_per_second).max(compute)
+            if *integer { macs / c.int8_macs_per_second } else { 2.0 * macs / c.f32_flops_per_second }
+        };
+        (self.bytes(tokens) / c.read_bytes_per_second).max(self.tensors.iter().map(compute).sum())
     }
 }
 

@@ -9,11 +9,11 @@ use std::ops::Range;
 
 use deephold_quant::DType;
 
-use super::PANEL;
 use super::quant::InputRows;
+use super::{Activations, PANEL};
 use crate::memory::Memory;
 use crate::tensor::Window;
-use crate::{Isa, KernelError, Tensor, ThreadPool};
+use crate::{Isa, KernelError, ThreadPool};
 
 /// Bytes of a packed matrix [n, k] of `size` bytes an element, with `factors` f32 factors a row.
 pub(super) fn bytes_for(n: usize, k: usize, size: usize, factors: usize) -> usize {
@@ -159,13 +159,13 @@ impl DenseMatrix {
     pub(super) fn gemm(
         &self,
         isa: Isa,
-        x: &Tensor,
+        x: &Activations<'_>,
         rows: InputRows<'_>,
         panels: Range<usize>,
         window: Window,
     ) {
         let count = match rows {
-            InputRows::All => x.rows(),
+            InputRows::All => x.rows,
             InputRows::List(list) => list.len(),
         };
         let row = |i: usize| match rows {

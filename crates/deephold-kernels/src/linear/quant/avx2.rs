@@ -20,7 +20,8 @@ use super::layout::{
 };
 use super::{Layout, PANEL, QuantizedActivations};
 
-/// Bytes ahead of the current line that are asked for; the hardware's own prefetch stops at page ends.
+/// Bytes ahead of the current line that are asked for where blocks are small; the hardware's own prefetch stops at page ends.
+/// Where they are large, it is the same line of the next block, so that none is left out.
 const AHEAD: usize = 2048;
 
 /// y[i] = the panel's 16 outputs for activation row `rows[i]`; 4, 2 or 1 rows. `fetch` asks for lines ahead of their use:
@@ -95,9 +96,9 @@ unsafe fn halves(p: *const u8) -> __m256 {
 }
 
 #[inline(always)]
-unsafe fn ask_for(p: *const u8) {
+unsafe fn ask_for(p: *const u8, ahead: usize) {
     // SAFETY: a prefetch touches nothing; the address may be anywhere.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD).cast()) }
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast()) }
 }
 
 /// acc + f32(sum) * (dx * d)
@@ -152,8 +153,8 @@ unsafe fn k4<const T: usize>(
                     let mut part = [_mm256_setzero_si256(); T];
                     for l in 0..4 {
                         let line = p.add((g * 4 + l) * 64 + h * 32);
-                        if fetch && h == 0 {
-                            ask_for(line);
+                        if fetch && l % 2 == h {
+                            ask_for(line, size_of::<Block256Int4Min>());
                         }
                         let codes = load(line);
                         let first = _mm256_and_si256(codes, low);
@@ -170,6 +171,13 @@ unsafe fn k4<const T: usize>(
                     let scale = _mm256_or_si256(scale, _mm256_slli_epi32::<16>(scale));
                     for t in 0..T {
                         sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(part[t], scale));
+                    }
+                }
+                if fetch && h == 1 {
+                    for line in
+                        (offset_of!(Block256Int4Min, scales)..size_of::<Block256Int4Min>()).step_by(64)
+                    {
+                        ask_for(p.add(line), size_of::<Block256Int4Min>());
                     }
                 }
                 let mut min_sum = [_mm256_setzero_si256(); T];
@@ -225,10 +233,10 @@ unsafe fn k6<const T: usize, const MINS: bool>(
                 for g in 0..16 {
                     let (line, high) =
                         (p.add(g * 128 + h * 32), p.add(offset_of!(Block256Int6, high) + g * 64 + h * 32));
-                    if fetch && h == 0 {
-                        ask_for(line);
-                        ask_for(line.add(64));
-                        ask_for(high);
+                    if fetch && g % 2 == h {
+                        ask_for(line, block_bytes);
+                        ask_for(line.add(64), block_bytes);
+                        ask_for(high, block_bytes);
                     }
                     let (l0, l1, bits) = (load(line), load(line.add(64)), load(high));
                     let codes = [
@@ -258,6 +266,11 @@ unsafe fn k6<const T: usize, const MINS: bool>(
                             part = _mm256_add_epi16(part, _mm256_maddubs_epi16(code, quad(x.add(i * 4))));
                         }
                         sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(part, scale));
+                    }
+                }
+                if fetch && h == 1 {
+                    for line in (offset_of!(Block256Int6, scales)..block_bytes).step_by(64) {
+                        ask_for(p.add(line), block_bytes);
                     }
                 }
                 let d = halves(p.add(offset_of!(Block256Int6, d) + h * 16));
@@ -325,7 +338,7 @@ unsafe fn b4<const T: usize>(
                 for l in 0..4 {
                     let line = p.add(l * 64 + h * 32);
                     if fetch && h == 0 {
-                        ask_for(line);
+                        ask_for(line, AHEAD);
                     }
                     let codes = load(line);
                     let first = _mm256_and_si256(codes, low);
@@ -374,7 +387,7 @@ unsafe fn b8<const T: usize, const MINS: bool>(
                 for l in 0..8 {
                     let line = p.add(l * 64 + h * 32);
                     if fetch && h == 0 {
-                        ask_for(line);
+                        ask_for(line, AHEAD);
                     }
                     let codes = load(line);
                     let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(codes));

@@ -1,0 +1,314 @@
+//! `cargo xtask bench-report`: tables and roofline pictures from docs/benchmarks/*.json, for docs/performance.md and the READMEs.
+//!
+//! With `--check` nothing is written, and what would change is reported.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+const BEGIN: &str = "<!-- begin: cargo xtask bench-report -->";
+const END: &str = "<!-- end: cargo xtask bench-report -->";
+
+/// Writes, or reports what is stale.
+///
+/// # Errors
+/// A report or a document cannot be read, or a document lacks its marks.
+pub(crate) fn run(root: &Path, check: bool) -> Result<Vec<String>> {
+    let reports = latest(&root.join("docs/benchmarks"))?;
+    let mut files = Vec::new();
+    let mut long = String::new();
+    let mut short = String::new();
+    for (isa, report) in &reports {
+        let picture = format!("docs/benchmarks/roofline-{isa}.svg");
+        long.push_str(&section(isa, report, &picture.replace("docs/", ""))?);
+        short.push_str(&table(report, false));
+        files.push((picture, roofline(isa, report)?));
+    }
+    for (document, text) in
+        [("docs/performance.md", &long), ("README.md", &short), ("README.zh-CN.md", &short)]
+    {
+        let old = std::fs::read_to_string(root.join(document)).with_context(|| document.to_owned())?;
+        files.push((document.to_owned(), replaced(&old, text).with_context(|| document.to_owned())?));
+    }
+    let mut stale = Vec::new();
+    for (name, text) in files {
+        let path = root.join(&name);
+        if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            continue;
+        }
+        if check {
+            stale.push(format!("{name} is stale: run cargo xtask bench-report"));
+        } else {
+            std::fs::write(&path, text).with_context(|| name.clone())?;
+            println!("written: {name}");
+        }
+    }
+    Ok(stale)
+}
+
+/// The newest report of each instruction set; names begin with the date.
+fn latest(folder: &Path) -> Result<BTreeMap<String, Value>> {
+    let mut paths: Vec<_> = std::fs::read_dir(folder)
+        .with_context(|| folder.display().to_string())?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    paths.retain(|p| p.to_string_lossy().ends_with("-versus-llama-cpp.json"));
+    paths.sort();
+    let mut reports = BTreeMap::new();
+    for path in paths {
+        let report: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)
+            .with_context(|| path.display().to_string())?;
+        let isa = report["isa"].as_str().with_context(|| format!("{} names no isa", path.display()))?;
+        reports.insert(isa.to_owned(), report);
+    }
+    Ok(reports)
+}
+
+fn replaced(old: &str, text: &str) -> Result<String> {
+    let (head, rest) = old.split_once(BEGIN).with_context(|| format!("the mark {BEGIN} is missing"))?;
+    let (_, tail) = rest.split_once(END).with_context(|| format!("the mark {END} is missing"))?;
+    Ok(format!("{head}{BEGIN}\n\n{text}{END}{tail}"))
+}
+
+fn rows(report: &Value) -> impl Iterator<Item = &Value> {
+    report["rows"].as_array().into_iter().flatten()
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or("?")
+}
+
+fn number(value: &Value, name: &str) -> f64 {
+    value[name].as_f64().unwrap_or(f64::NAN)
+}
+
+/// The machine in words.
+fn machine(report: &Value) -> String {
+    let m = &report["machine"];
+    format!(
+        "{}, {} threads, {} ({}, {})",
+        text(m, "cpu"),
+        m["threads"],
+        text(report, "isa"),
+        text(report, "date"),
+        text(&report["peer"], "version")
+    )
+}
+
+fn table(report: &Value, whole: bool) -> String {
+    let mut out = format!("**{}**\n\n", machine(report));
+    out.push_str(match whole {
+        true => "| model | | deephold, tokens/s | of the limit | spread | llama.cpp | build | ratio | floor |\n|---|---|---:|---:|---:|---:|---|---:|---:|\n",
+        false => "| model | | deephold, tokens/s | llama.cpp | ratio |\n|---|---|---:|---:|---:|\n",
+    });
+    for r in rows(report) {
+        let model = format!("{} {}", text(r, "shape"), text(r, "format").to_uppercase());
+        let (work, ours, peer) = (text(r, "work"), number(r, "ours"), number(r, "peer"));
+        let (ratio, floor) = (number(r, "ratio"), number(r, "floor"));
+        let line = match whole {
+            true => format!(
+                "| {model} | {work} | {ours:.1} | {:.0} % | {:.0} % | {peer:.1} | {} | {ratio:.2} | {floor:.2}{} |",
+                number(r, "percent_of_limit"),
+                100.0 * number(r, "spread"),
+                text(r, "peer_build"),
+                if ratio >= floor { "" } else { ", missed" }
+            ),
+            false => format!("| {model} | {work} | {ours:.1} | {peer:.1} | {ratio:.2} |"),
+        };
+        out.push_str(&line);
+        out.push('\n');
+    }
+    out.push('\n');
+    out
+}
+
+fn section(isa: &str, report: &Value, picture: &str) -> Result<String> {
+    let mut out = format!("### {isa}\n\n");
+    out.push_str(&table(report, true));
+    writeln!(out, "![Roofline, {isa}]({picture})\n")?;
+    Ok(out)
+}
+
+/// A point of the picture.
+struct Point {
+    name: String,
+    /// Multiply-adds a byte of weights.
+    intensity: f64,
+    /// Multiply-adds a second.
+    ours: f64,
+    peer: f64,
+}
+
+const WIDTH: f64 = 860.0;
+const HEIGHT: f64 = 460.0;
+/// Left, right, top, bottom.
+const MARGIN: [f64; 4] = [70.0, 20.0, 40.0, 55.0];
+const X: (f64, f64) = (1.0, 1e4);
+
+/// The roof that the limits of the runs' machine make, and where each work stands under it; both axes logarithmic.
+fn roofline(isa: &str, report: &Value) -> Result<String> {
+    // Behind a context attention adds what the roof does not count.
+    let shown: Vec<&Value> = rows(report).filter(|r| !text(r, "work").contains("after")).collect();
+    if shown.is_empty() {
+        bail!("the report for {isa} has no rows to draw");
+    }
+    let points: Vec<Point> = shown
+        .iter()
+        .map(|r| {
+            let macs = number(r, "macs_per_token");
+            let name = format!("{} {} {}", text(r, "shape"), text(r, "format"), text(r, "work"));
+            let intensity = macs / number(r, "bytes_per_token");
+            Point { name, intensity, ours: number(r, "ours") * macs, peer: number(r, "peer") * macs }
+        })
+        .collect();
+    let most = |name: &str| shown.iter().map(|r| number(r, name)).fold(0f64, f64::max);
+    let (read, peak) = (most("read_bytes_per_second"), most("int8_macs_per_second"));
+    let low = points.iter().map(|p| p.ours.min(p.peer)).fold(read, f64::min);
+    let y_range = (10f64.powf((low / 2.0).log10().floor()), 10f64.powf((peak * 1.2).log10().ceil()));
+    let [left, right, top, bottom] = MARGIN;
+    let scale = |v: f64, (a, b): (f64, f64)| (v.log10() - a.log10()) / (b.log10() - a.log10());
+    let x = |v: f64| left + scale(v, X) * (WIDTH - left - right);
+    let y = |v: f64| HEIGHT - bottom - scale(v, y_range) * (HEIGHT - top - bottom);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#ffffff\"/>\n\
+         <text x=\"{left}\" y=\"22\" font-size=\"15\">Roofline: {}</text>\n",
+        escaped(&machine(report))
+    );
+    for decade in 0..=4 {
+        let (v, at) = (10f64.powi(decade), x(10f64.powi(decade)));
+        writeln!(
+            svg,
+            "<line x1=\"{at:.1}\" y1=\"{top}\" x2=\"{at:.1}\" y2=\"{:.1}\" stroke=\"#e4e4e4\"/>",
+            HEIGHT - bottom
+        )?;
+        writeln!(
+            svg,
+            "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{v:.0}</text>",
+            HEIGHT - bottom + 18.0
+        )?;
+    }
+    let mut v = y_range.0;
+    while v <= y_range.1 * 1.01 {
+        let at = y(v);
+        writeln!(
+            svg,
+            "<line x1=\"{left}\" y1=\"{at:.1}\" x2=\"{:.1}\" y2=\"{at:.1}\" stroke=\"#e4e4e4\"/>",
+            WIDTH - right
+        )?;
+        writeln!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            left - 6.0,
+            at + 4.0,
+            v / 1e9
+        )?;
+        v *= 10.0;
+    }
+    let ridge = peak / read;
+    let roof = format!(
+        "{:.1},{:.1} {:.1},{:.1} {:.1},{:.1}",
+        x(X.0.max(y_range.0 / read)),
+        y(read * X.0.max(y_range.0 / read)),
+        x(ridge),
+        y(peak),
+        x(X.1),
+        y(peak)
+    );
+    writeln!(svg, "<polyline points=\"{roof}\" fill=\"none\" stroke=\"#333333\" stroke-width=\"2\"/>")?;
+    writeln!(
+        svg,
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">int8 {:.0} G multiply-adds/s, read {:.1} GB/s</text>",
+        WIDTH - right - 4.0,
+        y(peak) - 8.0,
+        peak / 1e9,
+        read / 1e9
+    )?;
+    for p in &points {
+        let (at, ours, peer) = (x(p.intensity), y(p.ours), y(p.peer));
+        let name = escaped(&p.name);
+        writeln!(
+            svg,
+            "<circle cx=\"{at:.1}\" cy=\"{peer:.1}\" r=\"4\" fill=\"none\" stroke=\"#b04a00\"><title>{name}, llama.cpp: {:.1} G/s</title></circle>",
+            p.peer / 1e9
+        )?;
+        writeln!(
+            svg,
+            "<circle cx=\"{at:.1}\" cy=\"{ours:.1}\" r=\"5\" fill=\"#0b5cad\"><title>{name}, deephold: {:.1} G/s</title></circle>",
+            p.ours / 1e9
+        )?;
+        let short = p.name.trim_start_matches("qwen2-");
+        writeln!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"10\">{}</text>",
+            at + 8.0,
+            ours + 4.0,
+            escaped(short)
+        )?;
+    }
+    writeln!(
+        svg,
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">multiply-adds a byte of weights</text>",
+        (left + WIDTH - right) / 2.0,
+        HEIGHT - 18.0
+    )?;
+    writeln!(
+        svg,
+        "<text transform=\"translate(18,{:.1}) rotate(-90)\" text-anchor=\"middle\">G multiply-adds a second</text>",
+        (top + HEIGHT - bottom) / 2.0
+    )?;
+    writeln!(
+        svg,
+        "<circle cx=\"{left}\" cy=\"{:.1}\" r=\"5\" fill=\"#0b5cad\"/><text x=\"{:.1}\" y=\"{:.1}\">deephold</text>\
+         <circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"none\" stroke=\"#b04a00\"/><text x=\"{:.1}\" y=\"{:.1}\">llama.cpp</text>\n</svg>",
+        HEIGHT - 22.0,
+        left + 10.0,
+        HEIGHT - 18.0,
+        left + 80.0,
+        HEIGHT - 22.0,
+        left + 90.0,
+        HEIGHT - 18.0
+    )?;
+    Ok(svg)
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn report() -> Value {
+        json!({
+            "machine": { "cpu": "A <CPU>", "threads": 2 }, "isa": "avx2", "date": "2026-11-27",
+            "peer": { "version": "llama-cpp-python 1" },
+            "rows": [{ "work": "decode x 1", "shape": "s", "format": "q4_k_m", "ours": 20.0, "peer": 10.0, "ratio": 2.0,
+                "floor": 2.5, "percent_of_limit": 50.0, "spread": 0.01, "peer_build": "plain", "macs_per_token": 1e9,
+                "bytes_per_token": 5e8, "read_bytes_per_second": 2e10, "int8_macs_per_second": 1e11 }],
+        })
+    }
+
+    #[test]
+    fn tables_say_what_is_missed_and_pictures_are_well_formed() {
+        assert!(table(&report(), true).contains("| 2.00 | 2.50, missed |"));
+        assert!(table(&report(), false).contains("| s Q4_K_M | decode x 1 | 20.0 | 10.0 | 2.00 |"));
+        let svg = roofline("avx2", &report()).expect("a picture");
+        assert!(svg.contains("A &lt;CPU&gt;") && svg.trim_end().ends_with("</svg>") && !svg.contains("NaN"));
+    }
+
+    #[test]
+    fn only_what_stands_between_the_marks_is_replaced() {
+        let old = format!("a\n{BEGIN}\nold\n{END}\nz\n");
+        let new = replaced(&old, "new\n").expect("marks");
+        assert_eq!(new, format!("a\n{BEGIN}\n\nnew\n{END}\nz\n"));
+        assert_eq!(replaced(&new, "new\n").expect("marks"), new);
+        assert!(replaced("no marks", "x").is_err());
+    }
+}

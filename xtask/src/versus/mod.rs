@@ -1,0 +1,222 @@
+//! `cargo xtask versus-llama-cpp`: Deephold and llama.cpp on the same files, in turns on the same machine.
+//!
+//! By hand, never in CI. `DEEPHOLD_PEER_PYTHON` names a Python with llama-cpp-python, gguf and numpy; without it they are
+//! installed below `target/versus`, which builds llama.cpp for this machine (a quarter of an hour on two cores). Models with random
+//! weights are written to `DEEPHOLD_VERSUS_DIR`, otherwise to /dev/shm where it has room, otherwise below `target/versus`.
+
+mod programs;
+mod work;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use programs::{Deephold, LlamaCpp};
+use work::{Row, WORKS, Work};
+
+const USAGE: &str = "usage: cargo xtask versus-llama-cpp [--rows NAME,..] [--runs N] [--threads N] [--noisy]\n\
+                     --rows: these works instead of the default set, into the same file; --noisy: go on above 10 % spread";
+
+/// Half the range over the median, above which a figure says little.
+const SPREAD_MAX: f64 = 0.10;
+
+struct Options {
+    works: Vec<&'static Work>,
+    runs: usize,
+    threads: usize,
+    noisy: bool,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let mut o = Self {
+            works: WORKS.iter().filter(|w| w.default).collect(),
+            runs: 5,
+            threads: cores,
+            noisy: false,
+        };
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().context(USAGE);
+            match arg.as_str() {
+                "--rows" => {
+                    let find = |name: &str| WORKS.iter().find(|w| w.name == name);
+                    let known = || WORKS.map(|w| w.name).join(", ");
+                    o.works = value()?
+                        .split(',')
+                        .map(|name| {
+                            find(name).with_context(|| format!("no work `{name}`; there are {}", known()))
+                        })
+                        .collect::<Result<_>>()?;
+                }
+                "--runs" => o.runs = value()?.parse().context("--runs takes a number")?,
+                "--threads" => o.threads = value()?.parse().context("--threads takes a number")?,
+                "--noisy" => o.noisy = true,
+                _ => bail!(USAGE),
+            }
+        }
+        if o.runs == 0 || o.threads == 0 {
+            bail!("--runs and --threads must be at least 1");
+        }
+        Ok(o)
+    }
+}
+
+/// Runs what `args` ask for and writes docs/benchmarks/DATE-CPU-versus-llama-cpp.json after each work.
+///
+/// # Errors
+/// Something is missing or fails, or the machine is too noisy.
+pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
+    let options = Options::parse(args)?;
+    let ours = Deephold::build(root, options.threads)?;
+    let peer = LlamaCpp::find(root, options.threads)?;
+    let models = models_folder(root)?;
+    let path =
+        root.join("docs/benchmarks").join(format!("{}-{}-versus-llama-cpp.json", today()?, cpu_slug()));
+    let mut report = Report::open(&path)?;
+    let mut noisy = Vec::new();
+    for work in &options.works {
+        println!("{}: {} {}", work.name, work.model.shape, work.model.format);
+        let file = peer.model(root, &models, work)?;
+        let rows = measure(&options, work, &ours, &peer, &file)?;
+        for row in rows {
+            println!("  {}", row.line());
+            if row.spread() > SPREAD_MAX {
+                noisy.push(format!("{} ({:.0} %)", row.work, 100.0 * row.spread()));
+            }
+            report.put(row.json());
+        }
+        report.write(root, &ours, &peer)?;
+        if !(noisy.is_empty() || options.noisy) {
+            bail!(
+                "the machine is too noisy: {} differ by more than {:.0} % between runs; what was measured is in {}. \
+                 Try again on a quiet machine, or with --noisy",
+                noisy.join(", "),
+                100.0 * SPREAD_MAX,
+                path.display()
+            );
+        }
+    }
+    println!("written: {}", path.display());
+    Ok(())
+}
+
+/// Interleaved runs of both programs.
+fn measure(o: &Options, work: &Work, ours: &Deephold, peer: &LlamaCpp, file: &Path) -> Result<Vec<Row>> {
+    let mut rows = work.rows(ours.isa());
+    // Of llama.cpp's two ways to hold weights, one that is slower in everything is not run again.
+    let mut builds = vec!["repacked", "plain"];
+    // A context takes minutes to fill: it is filled once, and decoded from as often as others are run.
+    let (rounds, runs) = if work.depth > 0 { (1, o.runs) } else { (o.runs, 1) };
+    for round in 0..rounds {
+        ours.measure(work, file, runs, &mut rows)?;
+        for build in builds.clone() {
+            peer.measure(work, file, build, runs, &mut rows)?;
+        }
+        if round == 0 {
+            let worse = |a: &str, b: &str| rows.iter().all(|r| r.peer_run(a, 0) <= r.peer_run(b, 0));
+            if worse("plain", "repacked") {
+                builds = vec!["repacked"];
+            } else if worse("repacked", "plain") {
+                builds = vec!["plain"];
+            }
+        }
+        println!("  round {} of {rounds}", round + 1);
+    }
+    Ok(rows)
+}
+
+/// Where models with random weights go: large, and read twice.
+fn models_folder(root: &Path) -> Result<PathBuf> {
+    let folder = match std::env::var_os("DEEPHOLD_VERSUS_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None if Path::new("/dev/shm").is_dir() => PathBuf::from("/dev/shm/deephold-versus"),
+        None => root.join("target/versus/models"),
+    };
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    Ok(folder)
+}
+
+/// The JSON file: what other works measured stays in it.
+struct Report {
+    path: PathBuf,
+    rows: BTreeMap<String, Value>,
+}
+
+impl Report {
+    fn open(path: &Path) -> Result<Self> {
+        let mut rows = BTreeMap::new();
+        if let Ok(text) = std::fs::read_to_string(path) {
+            let old: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+            for row in old["rows"].as_array().into_iter().flatten() {
+                rows.insert(key(row), row.clone());
+            }
+        }
+        Ok(Self { path: path.to_path_buf(), rows })
+    }
+
+    fn put(&mut self, row: Value) {
+        self.rows.insert(key(&row), row);
+    }
+
+    fn write(&self, root: &Path, ours: &Deephold, peer: &LlamaCpp) -> Result<()> {
+        let report = json!({
+            "machine": { "cpu": cpu_name(), "threads": ours.threads, "memory_bytes": memory() },
+            "isa": ours.isa(),
+            "date": today()?,
+            "commit": output(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(root))?,
+            "peer": peer.json(),
+            "rows": self.rows.values().collect::<Vec<_>>(),
+        });
+        std::fs::create_dir_all(root.join("docs/benchmarks"))?;
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        std::fs::write(&self.path, text).with_context(|| self.path.display().to_string())
+    }
+}
+
+fn key(row: &Value) -> String {
+    let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    let order = row["order"].as_u64().unwrap_or_default();
+    format!("{order:03} {} {} {}", text("shape"), text("format"), text("work"))
+}
+
+/// What a command prints, without the last line's end.
+fn output(command: &mut Command) -> Result<String> {
+    let out = command.output().with_context(|| format!("{command:?}"))?;
+    if !out.status.success() {
+        bail!("{command:?} ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}
+
+fn today() -> Result<String> {
+    output(Command::new("date").args(["-u", "+%Y-%m-%d"]))
+}
+
+/// The first value of `name` in a file of the kernel that has lines of names and values.
+fn kernel_value(file: &str, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|l| l.starts_with(name))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+fn cpu_name() -> String {
+    kernel_value("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+fn memory() -> Option<u64> {
+    let value = kernel_value("/proc/meminfo", "MemTotal")?;
+    Some(value.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// The processor's name in letters that a file name takes.
+fn cpu_slug() -> String {
+    let name = cpu_name().to_lowercase();
+    let parts: Vec<&str> =
+        name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|p| !p.is_empty()).collect();
+    parts.join("-")
+}

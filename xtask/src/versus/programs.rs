@@ -1,0 +1,181 @@
+//! The two programs, and the files that they read.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::output;
+use super::work::{Row, Work};
+
+/// What is installed where no Python is named.
+const PACKAGES: [&str; 3] = ["llama-cpp-python==0.3.36", "gguf", "numpy"];
+
+/// The program of this checkout.
+pub(super) struct Deephold {
+    path: PathBuf,
+    pub(super) threads: usize,
+    isa: String,
+}
+
+impl Deephold {
+    pub(super) fn build(root: &Path, threads: usize) -> Result<Self> {
+        let status = Command::new("cargo")
+            .args(["build", "--release", "--locked", "--package", "deephold"])
+            .current_dir(root)
+            .status()
+            .context("cargo")?;
+        if !status.success() {
+            bail!("cargo build ended with {status}");
+        }
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+        let path = target.join("release/deephold");
+        let doctor: Value = serde_json::from_str(&output(Command::new(&path).args(["doctor", "--json"]))?)?;
+        let isa = doctor["isa"].as_str().context("doctor names no instruction set")?.to_owned();
+        Ok(Self { path, threads, isa })
+    }
+
+    pub(super) fn isa(&self) -> &str {
+        &self.isa
+    }
+
+    /// `runs` runs of everything that `work` asks for, in one process.
+    pub(super) fn measure(&self, work: &Work, file: &Path, runs: usize, rows: &mut [Row]) -> Result<()> {
+        let batches: Vec<String> = work.batches().iter().map(usize::to_string).collect();
+        let mut command = Command::new(&self.path);
+        command.arg("bench").arg(file).args(["--json", "--runs", &runs.to_string()]);
+        command.args(["--threads", &self.threads.to_string()]);
+        command.args(["-p", &work.prompt.to_string(), "-n", &work.decode.to_string()]);
+        command.args(["-d", &work.depth.to_string()]);
+        if !batches.is_empty() {
+            command.args(["-b", &batches.join(",")]);
+        }
+        let report: Value = serde_json::from_str(&output(&mut command)?)?;
+        let figures = report["figures"].as_array().context("bench reports no figures")?;
+        for row in rows {
+            let of_row = |f: &&Value| match row.batch {
+                0 => f["batch"].is_null(),
+                n => f["batch"].as_u64() == Some(n as u64),
+            };
+            let figure =
+                figures.iter().find(of_row).with_context(|| format!("no figure for {}", row.work))?;
+            let number =
+                |name: &str| figure[name].as_f64().with_context(|| format!("no `{name}` in a figure"));
+            let rates = figure["runs"].as_array().context("no `runs` in a figure")?;
+            row.ours.extend(rates.iter().filter_map(Value::as_f64));
+            row.limits.push(number("limit_tokens_per_s")?);
+            let ceiling = |name: &str| report["ceilings"][name].as_f64().context("bench reports no ceilings");
+            row.ceilings.0.push(ceiling("read_bytes_per_s")?);
+            row.ceilings.1.push(ceiling("int8_macs_per_s")?);
+            row.work_per_token = (number("macs_per_token")?, number("bytes_per_token")?);
+        }
+        Ok(())
+    }
+}
+
+/// llama.cpp behind its Python bindings.
+pub(super) struct LlamaCpp {
+    python: PathBuf,
+    script: PathBuf,
+    threads: usize,
+    version: String,
+}
+
+impl LlamaCpp {
+    pub(super) fn find(root: &Path, threads: usize) -> Result<Self> {
+        let python = match std::env::var_os("DEEPHOLD_PEER_PYTHON") {
+            Some(python) => PathBuf::from(python),
+            None => install(&root.join("target/versus/venv"))?,
+        };
+        let ask = "import llama_cpp, gguf, numpy; print(llama_cpp.__version__)";
+        let version = output(Command::new(&python).args(["-c", ask]))
+            .with_context(|| format!("{} lacks one of {}", python.display(), PACKAGES.join(", ")))?;
+        Ok(Self { python, script: root.join("xtask/peers/llama_cpp_bench.py"), threads, version })
+    }
+
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "name": "llama.cpp",
+            "version": format!("llama-cpp-python {}", self.version),
+            "builds": {
+                "repacked": "as the package builds for this machine, weights repacked where it can",
+                "plain": "the same without repacking (use_extra_bufts = false)",
+            },
+        })
+    }
+
+    /// The model's file, written where it is missing; other models of the folder are deleted, since memory is short.
+    pub(super) fn model(&self, root: &Path, folder: &Path, work: &Work) -> Result<PathBuf> {
+        let name = format!("{}-{}.gguf", work.model.shape, work.model.format);
+        let path = folder.join(&name);
+        if path.is_file() {
+            return Ok(path);
+        }
+        for entry in std::fs::read_dir(folder)? {
+            let other = entry?.path();
+            if other.extension().is_some_and(|e| e == "gguf") {
+                std::fs::remove_file(&other).with_context(|| other.display().to_string())?;
+            }
+        }
+        println!("  writing {}", path.display());
+        let unfinished = folder.join(format!("{name}.partial"));
+        let mut command = Command::new(&self.python);
+        command.arg(root.join("xtask/peers/random_gguf.py"));
+        command.arg(work.model.shape).arg(&unfinished).args(["--format", work.model.format]);
+        output(&mut command)?;
+        std::fs::rename(&unfinished, &path)?;
+        Ok(path)
+    }
+
+    /// As [`Deephold::measure`].
+    pub(super) fn measure(
+        &self,
+        work: &Work,
+        file: &Path,
+        build: &'static str,
+        runs: usize,
+        rows: &mut [Row],
+    ) -> Result<()> {
+        let batches: Vec<String> = work.batches().iter().map(usize::to_string).collect();
+        let mut command = Command::new(&self.python);
+        command.arg(&self.script).arg(file).args(["-r", &runs.to_string()]);
+        command.args(["-t", &self.threads.to_string()]);
+        command.args(["-p", &work.prompt.to_string(), "-n", &work.decode.to_string()]);
+        command.args(["-d", &work.depth.to_string()]);
+        command.args(["-b", &if batches.is_empty() { "1".to_owned() } else { batches.join(",") }]);
+        if build == "plain" {
+            command.arg("--plain");
+        }
+        let printed = output(&mut command)?;
+        let line = printed.lines().last().unwrap_or_default();
+        let report: Value =
+            serde_json::from_str(line).with_context(|| format!("llama.cpp printed {line}"))?;
+        for row in rows {
+            let figure = match row.batch {
+                0 => &report["pp_tok_s"][work.prompt.to_string()],
+                n => &report["tg_tok_s"][n.to_string()],
+            };
+            let rates =
+                figure.as_array().with_context(|| format!("no figure of llama.cpp for {}", row.work))?;
+            row.peer.entry(build).or_default().extend(rates.iter().filter_map(Value::as_f64));
+        }
+        Ok(())
+    }
+}
+
+fn install(folder: &Path) -> Result<PathBuf> {
+    let python = folder.join("bin/python");
+    if !python.is_file() {
+        println!("installing {} into {}", PACKAGES.join(", "), folder.display());
+        output(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
+        let mut pip = Command::new(&python);
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PACKAGES);
+        if let Err(error) = output(&mut pip) {
+            // Half an environment would be taken for a whole one the next time.
+            let _ = std::fs::remove_dir_all(folder);
+            return Err(error);
+        }
+    }
+    Ok(python)
+}

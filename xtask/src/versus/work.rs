@@ -1,0 +1,244 @@
+//! What is measured, and how much faster than llama.cpp it has to be.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+/// A file with random weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct ModelFile {
+    /// As random_gguf.py names it.
+    pub(super) shape: &'static str,
+    pub(super) format: &'static str,
+}
+
+/// A figure of a work, and the least ratio to llama.cpp on AVX2 and on AVX-512.
+#[derive(Clone, Copy)]
+enum Figure {
+    Prompt(f64, f64),
+    Decode(usize, f64, f64),
+}
+
+/// What one call of each program measures.
+pub(super) struct Work {
+    pub(super) name: &'static str,
+    pub(super) model: ModelFile,
+    /// Tokens of the prompt; 0: none is measured.
+    pub(super) prompt: usize,
+    /// Tokens decoded by each sequence; 0: none.
+    pub(super) decode: usize,
+    /// Tokens before what is decoded.
+    pub(super) depth: usize,
+    /// Whether it belongs to the set that ends within three quarters of an hour.
+    pub(super) default: bool,
+    figures: &'static [Figure],
+}
+
+const Q4: ModelFile = ModelFile { shape: "qwen2-1.5b", format: "q4_k_m" };
+const Q8: ModelFile = ModelFile { shape: "qwen2-1.5b", format: "q8_0" };
+const Q4_7B: ModelFile = ModelFile { shape: "qwen2-7b", format: "q4_k_m" };
+const LITE: ModelFile = ModelFile { shape: "v2-lite", format: "q4_k_m" };
+
+const fn work(name: &'static str, model: ModelFile, tokens: [usize; 3], figures: &'static [Figure]) -> Work {
+    let [prompt, decode, depth] = tokens;
+    Work { name, model, prompt, decode, depth, default: true, figures }
+}
+
+const fn by_hand(work: Work) -> Work {
+    Work { default: false, ..work }
+}
+
+use Figure::{Decode, Prompt};
+
+/// All there is. A file's works stand together, so that it is written once.
+pub(super) const WORKS: [Work; 11] = [
+    work("q4", Q4, [512, 32, 0], &[Prompt(2.0, 1.6), Decode(1, 1.2, 1.28), Decode(8, 2.3, 2.0)]),
+    work("q4-32", Q4, [0, 16, 0], &[Decode(32, 3.0, 3.0)]),
+    work("q4-4k", Q4, [4096, 0, 0], &[Prompt(1.5, 1.5)]),
+    work("q4-8k-deep", Q4, [0, 16, 8192], &[Decode(1, 1.3, 1.3)]),
+    by_hand(work("q4-16k", Q4, [16_384, 0, 0], &[Prompt(1.5, 1.5)])),
+    by_hand(work("q4-32k-deep", Q4, [0, 16, 32_768], &[Decode(1, 1.3, 1.3)])),
+    work("q8", Q8, [512, 32, 0], &[Prompt(1.8, 2.6), Decode(1, 1.45, 1.5)]),
+    by_hand(work("7b", Q4_7B, [512, 16, 0], &[Prompt(2.0, 1.6), Decode(1, 1.2, 1.28), Decode(8, 2.3, 2.0)])),
+    by_hand(work("lite", LITE, [512, 16, 0], &[Prompt(1.6, 2.0), Decode(1, 1.3, 1.35), Decode(8, 1.6, 1.8)])),
+    by_hand(work("lite-8k-deep", LITE, [0, 16, 8192], &[Decode(1, 1.3, 1.3)])),
+    by_hand(work("lite-4k", LITE, [4096, 0, 0], &[Prompt(1.5, 1.5)])),
+];
+
+impl Work {
+    /// Sequences side by side that are measured.
+    pub(super) fn batches(&self) -> Vec<usize> {
+        let batch = |f: &Figure| match f {
+            Prompt(..) => None,
+            Decode(batch, ..) => Some(*batch),
+        };
+        self.figures.iter().filter_map(batch).collect()
+    }
+
+    /// Empty rows, with the floors of `isa`.
+    pub(super) fn rows(&self, isa: &str) -> Vec<Row> {
+        let index = WORKS.iter().position(|w| w.name == self.name).unwrap_or_default();
+        let row = |(i, f): (usize, &Figure)| {
+            let (batch, avx2, avx512) = match *f {
+                Prompt(a, b) => (0, a, b),
+                Decode(batch, a, b) => (batch, a, b),
+            };
+            let name = match (batch, self.depth) {
+                (0, _) => format!("prompt {}", self.prompt),
+                (n, 0) => format!("decode x {n}"),
+                (n, depth) => format!("decode x {n} after {depth}"),
+            };
+            Row {
+                order: index * 10 + i,
+                work: name,
+                model: self.model,
+                isa: isa.to_owned(),
+                batch,
+                floor: if isa == "avx512" { avx512 } else { avx2 },
+                ours: Vec::new(),
+                peer: BTreeMap::new(),
+                limits: Vec::new(),
+                ceilings: Default::default(),
+                work_per_token: (0.0, 0.0),
+            }
+        };
+        self.figures.iter().enumerate().map(row).collect()
+    }
+}
+
+/// A line of the report.
+pub(super) struct Row {
+    order: usize,
+    pub(super) work: String,
+    model: ModelFile,
+    isa: String,
+    /// Sequences side by side; 0: a prompt.
+    pub(super) batch: usize,
+    floor: f64,
+    /// Tokens a second of each run.
+    pub(super) ours: Vec<f64>,
+    /// The same of llama.cpp, by how it holds the weights.
+    pub(super) peer: BTreeMap<&'static str, Vec<f64>>,
+    /// Tokens a second at which the limits measured in each run would be reached.
+    pub(super) limits: Vec<f64>,
+    /// Bytes read and multiply-adds in int8 a second that this machine did at most, of each run.
+    pub(super) ceilings: (Vec<f64>, Vec<f64>),
+    /// Multiply-adds and bytes of weights a token.
+    pub(super) work_per_token: (f64, f64),
+}
+
+fn median(runs: &[f64]) -> f64 {
+    let mut sorted = runs.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        n => (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0,
+    }
+}
+
+fn spread(runs: &[f64]) -> f64 {
+    let (low, high) = runs.iter().fold((f64::MAX, 0f64), |(l, h), r| (l.min(*r), h.max(*r)));
+    if runs.is_empty() { 0.0 } else { (high - low) / 2.0 / median(runs) }
+}
+
+impl Row {
+    pub(super) fn peer_run(&self, build: &str, run: usize) -> f64 {
+        self.peer.get(build).and_then(|runs| runs.get(run)).copied().unwrap_or_default()
+    }
+
+    /// The faster way of llama.cpp: its name and runs.
+    fn best_peer(&self) -> (&'static str, &[f64]) {
+        let faster = self.peer.iter().max_by(|a, b| median(a.1).total_cmp(&median(b.1)));
+        faster.map_or(("none", &[][..]), |(name, runs)| (*name, runs))
+    }
+
+    /// The larger spread of the two programs.
+    pub(super) fn spread(&self) -> f64 {
+        spread(&self.ours).max(spread(self.best_peer().1))
+    }
+
+    fn ratio(&self) -> f64 {
+        median(&self.ours) / median(self.best_peer().1)
+    }
+
+    fn percent(&self) -> f64 {
+        100.0 * median(&self.ours) / median(&self.limits)
+    }
+
+    pub(super) fn line(&self) -> String {
+        let (build, peer) = self.best_peer();
+        format!(
+            "{:24} {:8.2} tokens/s, {:3.0} % of the limit; llama.cpp ({build}) {:8.2}; {:.2} x (at least {:.2} x: {}); spread {:.0} %",
+            self.work,
+            median(&self.ours),
+            self.percent(),
+            median(peer),
+            self.ratio(),
+            self.floor,
+            if self.ratio() >= self.floor { "held" } else { "MISSED" },
+            100.0 * self.spread()
+        )
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let (build, peer) = self.best_peer();
+        let round = |x: f64| (x * 1000.0).round() / 1000.0;
+        let runs = |runs: &[f64]| runs.iter().map(|r| round(*r)).collect::<Vec<_>>();
+        json!({
+            "order": self.order,
+            "work": self.work,
+            "shape": self.model.shape,
+            "format": self.model.format,
+            "isa": self.isa,
+            "ours": round(median(&self.ours)),
+            "ours_runs": runs(&self.ours),
+            "peer": round(median(peer)),
+            "peer_build": build,
+            "peer_runs": self.peer.iter().map(|(name, r)| ((*name).to_owned(), runs(r))).collect::<BTreeMap<_, _>>(),
+            "ratio": round(self.ratio()),
+            "floor": self.floor,
+            "percent_of_limit": round(self.percent()),
+            "limit": round(median(&self.limits)),
+            "spread": round(self.spread()),
+            "read_bytes_per_second": median(&self.ceilings.0),
+            "int8_macs_per_second": median(&self.ceilings.1),
+            "macs_per_token": self.work_per_token.0,
+            "bytes_per_token": self.work_per_token.1,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_takes_the_faster_build_and_says_what_is_missed() {
+        let mut rows = WORKS[0].rows("avx512");
+        assert_eq!(
+            rows.iter().map(|r| r.work.as_str()).collect::<Vec<_>>(),
+            ["prompt 512", "decode x 1", "decode x 8"]
+        );
+        let row = &mut rows[0];
+        row.ours = vec![30.0, 10.0, 20.0];
+        row.limits = vec![40.0];
+        row.peer.insert("plain", vec![9.0, 10.0, 11.0]);
+        row.peer.insert("repacked", vec![8.0]);
+        let json = row.json();
+        assert_eq!((json["ratio"].as_f64(), json["peer_build"].as_str()), (Some(2.0), Some("plain")));
+        assert_eq!((json["percent_of_limit"].as_f64(), json["floor"].as_f64()), (Some(50.0), Some(1.6)));
+        assert_eq!(json["spread"].as_f64(), Some(0.5));
+        assert!(row.line().contains("held"));
+        row.floor = 2.5;
+        assert!(row.line().contains("MISSED"));
+        assert_eq!(WORKS[0].batches(), [1, 8]);
+    }
+
+    #[test]
+    fn names_of_works_are_their_own() {
+        let mut names = WORKS.map(|w| w.name).to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), WORKS.len());
+    }
+}
