@@ -71,15 +71,14 @@ unsafe fn quad<E>(p: *const E) -> __m256i {
     unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
 }
 
-/// The same pointers, of which the compiler no longer knows that it has seen them: otherwise it keeps the broadcasts of
-/// the first half panel for the second, far more than there are registers, and spills them all (half the speed).
-#[inline(always)]
-fn forget<const T: usize, E>(pointers: [*const E; T]) -> [*const E; T] {
-    pointers.map(|mut p| {
-        // SAFETY: no instruction, only a value that the compiler cannot trace.
-        unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(readonly, nostack, preserves_flags)) };
-        p
-    })
+/// The same sum, which the compiler has to finish here: no load and no other such sum is moved across. Otherwise it takes the
+/// broadcasts of many lines before their use, far more than there are registers, and puts them all on the stack.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn finished(mut sum: __m256i) -> __m256i {
+    // SAFETY: nothing is executed.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) sum, options(nostack, preserves_flags)) };
+    sum
 }
 
 #[inline(always)]
@@ -147,7 +146,6 @@ unsafe fn k4<const T: usize>(
             let p = panel.as_ptr().add(b * size_of::<Block256Int4Min>());
             #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
-                let q = forget(q);
                 let mut sum = [_mm256_setzero_si256(); T];
                 for g in 0..8 {
                     let mut part = [_mm256_setzero_si256(); T];
@@ -163,6 +161,7 @@ unsafe fn k4<const T: usize>(
                             let x = q[t].add(b * 256 + g * 32 + l * 8);
                             part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(first, quad(x)));
                             part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(second, quad(x.add(4))));
+                            part[t] = finished(part[t]);
                         }
                     }
                     let scale = _mm256_cvtepu8_epi32(_mm_loadl_epi64(
@@ -228,7 +227,6 @@ unsafe fn k6<const T: usize, const MINS: bool>(
             let p = panel.as_ptr().add(b * block_bytes);
             #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
-                let q = forget(q);
                 let mut sum = [_mm256_setzero_si256(); T];
                 for g in 0..16 {
                     let (line, high) =
@@ -263,9 +261,13 @@ unsafe fn k6<const T: usize, const MINS: bool>(
                         let mut part =
                             if MINS { _mm256_setzero_si256() } else { quad(center[t].add(b * 32 + g * 2)) };
                         for (i, &code) in codes.iter().enumerate() {
-                            part = _mm256_add_epi16(part, _mm256_maddubs_epi16(code, quad(x.add(i * 4))));
+                            part = finished(_mm256_add_epi16(
+                                part,
+                                _mm256_maddubs_epi16(code, quad(x.add(i * 4))),
+                            ));
                         }
                         sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(part, scale));
+                        sum[t] = finished(sum[t]);
                     }
                 }
                 if fetch && h == 1 {
@@ -333,7 +335,6 @@ unsafe fn b4<const T: usize>(
             let p = panel.as_ptr().add(b * size_of::<Block32Int4>());
             #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
-                let q = forget(q);
                 let mut part = [_mm256_setzero_si256(); T];
                 for l in 0..4 {
                     let line = p.add(l * 64 + h * 32);
@@ -347,6 +348,7 @@ unsafe fn b4<const T: usize>(
                         let x = q[t].add(b * 32 + l * 8);
                         part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(first, quad(x)));
                         part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(second, quad(x.add(4))));
+                        part[t] = finished(part[t]);
                     }
                 }
                 let d = halves(p.add(offset_of!(Block32Int4, d) + h * 16));
@@ -382,7 +384,6 @@ unsafe fn b8<const T: usize, const MINS: bool>(
             let p = panel.as_ptr().add(b * block_bytes);
             #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
             for h in 0..2 {
-                let q = forget(q);
                 let mut sum = [_mm256_setzero_si256(); T];
                 for l in 0..8 {
                     let line = p.add(l * 64 + h * 32);
@@ -396,6 +397,7 @@ unsafe fn b8<const T: usize, const MINS: bool>(
                         let x = q[t].add(b * 32 + l * 4);
                         sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(even, quad(x)));
                         sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(odd, quad(x.add(2))));
+                        sum[t] = finished(sum[t]);
                     }
                 }
                 let d = halves(p.add(offset_of!(Block32Int8, d) + h * 16));
