@@ -101,7 +101,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
             );
         }
     }
-    println!("written: {}", path.display());
+    println!("written: {}; the last model stays in {}", path.display(), models.display());
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::output;
-use super::work::{Row, Work};
+use super::work::{Row, WORKS, Work};
 
 /// What is installed where no Python is named.
 const PACKAGES: [&str; 3] = ["llama-cpp-python==0.3.36", "gguf", "numpy"];
@@ -105,16 +105,16 @@ impl LlamaCpp {
         })
     }
 
-    /// The model's file, written where it is missing; other models of the folder are deleted, since memory is short.
+    /// The model's file, written where it is missing; those of other works are deleted first, since memory is short.
     pub(super) fn model(&self, root: &Path, folder: &Path, work: &Work) -> Result<PathBuf> {
-        let name = format!("{}-{}.gguf", work.model.shape, work.model.format);
+        let name = work.model.file_name();
         let path = folder.join(&name);
         if path.is_file() {
             return Ok(path);
         }
-        for entry in std::fs::read_dir(folder)? {
-            let other = entry?.path();
-            if other.extension().is_some_and(|e| e == "gguf") {
+        // By their names: whatever else lies in the folder is somebody's.
+        for other in WORKS.iter().map(|w| folder.join(w.model.file_name())) {
+            if other.is_file() {
                 std::fs::remove_file(&other).with_context(|| other.display().to_string())?;
             }
         }

@@ -12,6 +12,13 @@ pub(super) struct ModelFile {
     pub(super) format: &'static str,
 }
 
+impl ModelFile {
+    /// A name that nobody else gives to a model.
+    pub(super) fn file_name(self) -> String {
+        format!("deephold-versus-{}-{}.gguf", self.shape, self.format)
+    }
+}
+
 /// A figure of a work, and the least ratio to llama.cpp on AVX2 and on AVX-512.
 #[derive(Clone, Copy)]
 enum Figure {
