@@ -1,5 +1,5 @@
-//! Numbers that end. JSON lets a number have any digits, and small models, once in a row of ones, write nothing else until their tokens
-//! are spent.
+//! Numbers that end. JSON lets a number have any digits, and RFC 3339 a fraction of a second; small models, once in a row of ones,
+//! write nothing else until their tokens are spent.
 
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ pub(crate) struct NumberBound {
     in_string: bool,
     is_escaped: bool,
     row: usize,
+    /// The last bytes before the row, every digit as 0.
+    before: [u8; 4],
 }
 
 /// The tokens of a vocabulary that begin with a digit.
@@ -31,7 +33,7 @@ pub(crate) fn digit_tokens(tokenizer: &Tokenizer) -> TokenMask {
 
 impl NumberBound {
     pub(crate) fn new(digits: Arc<TokenMask>) -> Self {
-        Self { digits, in_string: false, is_escaped: false, row: 0 }
+        Self { digits, in_string: false, is_escaped: false, row: 0, before: [0; 4] }
     }
 
     pub(crate) fn accept(&mut self, bytes: &[u8]) {
@@ -42,13 +44,25 @@ impl NumberBound {
                 b'\\' if self.in_string && !was_escaped => self.is_escaped = true,
                 _ => {}
             }
-            self.row = if byte.is_ascii_digit() { self.row + 1 } else { 0 };
+            if byte.is_ascii_digit() {
+                self.row += 1;
+                continue;
+            }
+            // Of the row that ends here two digits are enough to know seconds by.
+            let [_, b, c, d] = self.before;
+            self.before = match self.row {
+                0 => [b, c, d, *byte],
+                1 => [c, d, b'0', *byte],
+                _ => [d, b'0', b'0', *byte],
+            };
+            self.row = 0;
         }
     }
 
     /// No more digits where there are enough, if anything else may come.
     pub(crate) fn restrict(&self, mask: &mut TokenMask) {
-        if !self.in_string && self.row >= DIGITS_MAX {
+        let is_fraction_of_second = self.before == *b":00.";
+        if (!self.in_string || is_fraction_of_second) && self.row >= DIGITS_MAX {
             mask.exclude(&self.digits);
         }
     }

@@ -305,5 +305,8 @@ fn numbers_end() {
     assert_eq!(row(json!({ "type": "number" }), "0."), 20);
     assert_eq!(row(json!({ "type": "array", "items": { "type": "integer" } }), "["), 20);
     assert_eq!(row(json!({ "type": "string" }), "\"a"), 200);
+    assert_eq!(row(json!({ "type": "string" }), "\"at 12:30 it was 5."), 200);
+    let time = json!({ "type": "string", "format": "date-time" });
+    assert_eq!(row(time, "\"2018-05-22T12:17:28."), 20);
     assert_eq!(row(json!({ "type": "string", "pattern": "^[0-9]{40}$" }), "\""), 40);
 }
