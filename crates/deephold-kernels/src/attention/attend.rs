@@ -38,8 +38,14 @@ struct Tile {
 }
 
 impl Tile {
-    fn queries(&self) -> usize {
+    /// How many queries.
+    fn len(&self) -> usize {
         self.rows.len() * self.heads.len()
+    }
+
+    /// Row and head of each query, heads within rows.
+    fn queries(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.rows.clone().flat_map(|row| self.heads.clone().map(move |head| (row, head)))
     }
 }
 
@@ -131,7 +137,7 @@ impl Attention<'_> {
         let mut tiles = self.tiles(group, QUERIES);
         let mut by_chunk = false;
         if threads > 1 && tiles.len() < 2 * threads {
-            let partial: usize = tiles.iter().map(|t| t.queries() * t.chunks * self.value_width).sum();
+            let partial: usize = tiles.iter().map(|t| t.len() * t.chunks * self.value_width).sum();
             by_chunk = tiles.iter().any(|t| t.chunks > 1) && partial <= PARTIAL_MAX;
             let tasks = |tiles: &[Tile]| match by_chunk {
                 true => tiles.iter().map(|t| t.chunks).sum(),
@@ -195,12 +201,11 @@ impl Attention<'_> {
     /// All chunks of a tile.
     fn whole<E: Entry>(&self, tile: &Tile, out: SharedOut) {
         let width = self.value_width;
-        let queries = || tile.rows.clone().flat_map(|row| tile.heads.clone().map(move |head| (row, head)));
         // SAFETY: a task owns its rows' columns of its heads.
         let places: Vec<*mut f32> =
-            queries().map(|(row, head)| unsafe { self.place(&out, row, head) }.as_mut_ptr()).collect();
-        let mut states = vec![State::default(); tile.queries()];
-        let mut part = vec![0f32; if tile.chunks > 1 { tile.queries() * width } else { 0 }];
+            tile.queries().map(|(row, head)| unsafe { self.place(&out, row, head) }.as_mut_ptr()).collect();
+        let mut states = vec![State::default(); tile.len()];
+        let mut part = vec![0f32; if tile.chunks > 1 { tile.len() * width } else { 0 }];
         let parts: Vec<*mut f32> = part.chunks_exact_mut(width.max(1)).map(|p| p.as_mut_ptr()).collect();
         with_scratch(|scratch| {
             for chunk in 0..tile.chunks {
@@ -208,9 +213,9 @@ impl Attention<'_> {
                     self.chunk::<E>(tile, chunk, &places, &mut states, scratch);
                     continue;
                 }
-                let mut later = vec![State::default(); tile.queries()];
+                let mut later = vec![State::default(); tile.len()];
                 self.chunk::<E>(tile, chunk, &parts, &mut later, scratch);
-                for (i, (row, _)) in queries().enumerate() {
+                for (i, (row, _)) in tile.queries().enumerate() {
                     if self.seen(row) > chunk * CHUNK {
                         // SAFETY: both are of `width` elements, and this task's own.
                         unsafe {
@@ -220,7 +225,7 @@ impl Attention<'_> {
                 }
             }
         });
-        for ((row, head), state) in queries().zip(&states) {
+        for ((row, head), state) in tile.queries().zip(&states) {
             // SAFETY: as above.
             let out = unsafe { self.place(&out, row, head) };
             finish(out, state, self.seen(row));
@@ -235,17 +240,17 @@ impl Attention<'_> {
         let mut merges = Vec::new();
         let mut at = 0;
         for tile in tiles {
-            tasks.extend((0..tile.chunks).map(|chunk| (tile, chunk, at + chunk * tile.queries())));
-            let queries = tile.rows.clone().flat_map(|row| tile.heads.clone().map(move |head| (row, head)));
-            merges.extend(queries.enumerate().map(|(i, (row, head))| (row, head, at + i, tile.queries())));
-            at += tile.chunks * tile.queries();
+            let n = tile.len();
+            tasks.extend((0..tile.chunks).map(|chunk| (tile, chunk, at + chunk * n)));
+            merges.extend(tile.queries().enumerate().map(|(i, (row, head))| (row, head, at + i, n)));
+            at += tile.chunks * n;
         }
         let mut partial = ops.dirty(at, width);
         let mut states = ops.dirty(at, 2);
         let (parts, of_parts) = (SharedOut::new(partial.data_mut()), SharedOut::new(states.data_mut()));
         ops.pool().run(tasks.len(), &|task, _| {
             let (tile, chunk, at) = tasks[task];
-            let n = tile.queries();
+            let n = tile.len();
             // SAFETY: a task owns the places of its tile's chunk.
             let (part, kept) = unsafe { (parts.slice(at * width, n * width), of_parts.slice(at * 2, n * 2)) };
             let places: Vec<*mut f32> = part.chunks_exact_mut(width.max(1)).map(|p| p.as_mut_ptr()).collect();
@@ -288,10 +293,8 @@ impl Attention<'_> {
         scratch: &mut Scratch,
     ) {
         let (heads, width) = (tile.heads.len(), self.keys.width);
-        let q: Vec<*const f32> = (tile.rows.clone())
-            .flat_map(|row| tile.heads.clone().map(move |head| (row, head)))
-            .map(|(row, head)| self.q.row(row)[head * width..][..width].as_ptr())
-            .collect();
+        let q: Vec<*const f32> =
+            (tile.queries()).map(|(row, head)| self.q.row(row)[head * width..][..width].as_ptr()).collect();
         let first_sees = self.seen(tile.rows.start);
         let last_sees = self.seen(tile.rows.end - 1);
         let end = (chunk + 1) * CHUNK;

@@ -121,9 +121,9 @@ pub(super) fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
 }
 
 /// `len` elements, whatever they hold.
-fn at_least<T: Copy + Default>(v: &mut Vec<T>, len: usize) -> *mut T {
+fn at_least(v: &mut Vec<f32>, len: usize) -> *mut f32 {
     if v.len() < len {
-        v.resize(len, T::default());
+        v.resize(len, 0.0);
     }
     v.as_mut_ptr()
 }
