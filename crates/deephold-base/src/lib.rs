@@ -8,7 +8,7 @@ mod units;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::ErrorCode;
-pub use units::{human_bytes, human_count, human_duration, rfc3339, utc_day};
+pub use units::{day_number, human_bytes, human_count, human_duration, rfc3339, utc_day};
 
 /// A token of a vocabulary.
 pub type TokenId = u32;

@@ -54,6 +54,26 @@ pub fn utc_day(unix_time: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
+/// Days since 1970 of a date as [`utc_day`] writes it; none where it is no date, or one before 1970.
+pub fn day_number(date: &str) -> Option<i64> {
+    let mut parts = date.splitn(3, '-');
+    let mut part = |digits: usize| {
+        let text = parts.next().filter(|p| p.len() == digits && p.bytes().all(|b| b.is_ascii_digit()))?;
+        text.parse::<u64>().ok()
+    };
+    let (year, month, day) = (part(4)?, part(2)?, part(2)?);
+    if year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    let (year, shifted) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (era, year_of_era) = (year / 400, year % 400);
+    let day_of_year = (153 * shifted + 2) / 5 + day - 1;
+    let days =
+        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    // A day that its month does not have is written otherwise.
+    (utc_day(Duration::from_secs(days * 86_400)) == date).then_some(days as i64)
+}
+
 fn scaled(mut value: f64, step: f64, units: &[&str]) -> String {
     let mut unit = 0;
     while value >= step && unit + 1 < units.len() {
@@ -73,6 +93,25 @@ mod tests {
         assert_eq!(rfc3339(Duration::from_millis(1_795_501_800_123)), "2026-11-24T06:30:00.123Z");
         assert_eq!(utc_day(Duration::from_secs(951_782_400)), "2000-02-29");
         assert_eq!(utc_day(Duration::from_secs(4_107_542_400)), "2100-03-01");
+    }
+
+    #[test]
+    fn dates_are_read_as_they_are_written() {
+        for day in (0..60_000).step_by(7) {
+            assert_eq!(day_number(&utc_day(Duration::from_secs(day * 86_400))), Some(day as i64));
+        }
+        for bad in [
+            "1969-12-31",
+            "2026-02-29",
+            "2026-13-01",
+            "2026-1-01",
+            "2026-01-01T",
+            "+026-01-01",
+            "2026-01",
+            "",
+        ] {
+            assert_eq!(day_number(bad), None, "{bad}");
+        }
     }
 
     #[test]

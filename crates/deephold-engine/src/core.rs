@@ -188,6 +188,12 @@ impl EngineCore {
         if !self.may_queue(&request.tenant, params.n) {
             return Err(EngineError::Busy { waiting });
         }
+        if let Some(limit) = request.tenant_waiting_max {
+            let waiting = self.scheduler.waiting.waiting_of(&request.tenant);
+            if waiting + params.n > limit {
+                return Err(EngineError::TenantBusy { waiting, limit });
+            }
+        }
         if self.keys.contains_key(&id) {
             return Err(EngineError::Duplicate(id.0));
         }

@@ -62,6 +62,14 @@ pub enum EngineError {
         /// How many wait.
         waiting: usize,
     },
+    /// As many sequences of the tenant wait as may.
+    #[error("{waiting} sequences of this tenant wait already, and {limit} may; try again later")]
+    TenantBusy {
+        /// How many wait.
+        waiting: usize,
+        /// How many may.
+        limit: usize,
+    },
     /// Weights or a cache beyond what is left of the machine's memory budget.
     #[error(
         "{what} needs {}, but {} of the memory budget of {} are left; unload a model, shorten the context or raise the budget",
@@ -96,7 +104,7 @@ impl EngineError {
                 ErrorCode::InvalidInput
             }
             Self::PromptTooLong { .. } | Self::CacheTooSmall { .. } => ErrorCode::LimitExceeded,
-            Self::Busy { .. } => ErrorCode::Busy,
+            Self::Busy { .. } | Self::TenantBusy { .. } => ErrorCode::Busy,
             Self::Memory { .. } => ErrorCode::OutOfMemory,
             Self::Duplicate(_) => ErrorCode::InvalidInput,
             Self::Stopped => ErrorCode::Internal,

@@ -33,6 +33,8 @@ pub struct Request {
     pub tenant: Arc<str>,
     /// The tenant's share against others; finite and above 0.
     pub weight: f32,
+    /// Sequences of the tenant that may wait, this request's own included; none for what the queue takes.
+    pub tenant_waiting_max: Option<usize>,
     /// What the answer may be; each of `n` sequences gets a copy.
     pub constraint: Option<Box<dyn Constraint>>,
     /// Ends the request with one vector of the prompt instead of an answer; `params` are not used then.
@@ -88,6 +90,7 @@ impl Request {
             queue_deadline: None,
             tenant: "".into(),
             weight: 1.0,
+            tenant_waiting_max: None,
             constraint: None,
             pooling: None,
         }

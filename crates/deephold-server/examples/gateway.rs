@@ -17,7 +17,7 @@ use deephold_kernels::{CacheDType, Isa, Ops, PoolOptions, ThreadPool};
 use deephold_models::{LoadOptions, Model};
 use deephold_server::access::{KeyWish, issue_key};
 use deephold_server::{HostedModel, ModelFacts, Server, ServerConfig};
-use deephold_state::{Role, SqliteStore};
+use deephold_state::{Limits, Role, SqlStore};
 use deephold_testkit::TempDir;
 use deephold_tokenizer::Tokenizer;
 use deephold_weights::Checkpoint;
@@ -70,9 +70,17 @@ fn main() -> Result<()> {
     };
 
     let dir = TempDir::new("gateway");
-    let store = SqliteStore::open(&dir.join("state.db"))?;
-    let wish =
-        KeyWish { tenant: None, owner: "gateway".into(), role: Role::App, models: vec![], expires_ms: None };
+    let store = SqlStore::sqlite(&dir.join("state.db"))?;
+    let wish = KeyWish {
+        tenant: None,
+        project: None,
+        owner: "gateway".into(),
+        role: Role::App,
+        models: vec![],
+        endpoints: vec![],
+        limits: Limits::default(),
+        expires_ms: None,
+    };
     let key = issue_key(&store, &wish, 0)?.secret;
     let signing = SigningKey::open_or_create(&dir.join("audit.key"))?;
     let log = AuditLog::open(&dir.join("audit"), signing, Options::default(), clock.clone())?;

@@ -1,16 +1,20 @@
 //! Bearer keys: made, hashed, and turned into who is asking.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use axum::http::{HeaderMap, header};
 use deephold_audit::hex;
-use deephold_state::{ApiKey, Keys, NewKey, Role};
+use deephold_state::{ApiKey, DEFAULT_PROJECT, Holder, Keys, Limits, NewKey, Role, Subject};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ServerError;
+use crate::admission::Bound;
 use crate::api::error::{ApiError, ApiResult};
+use crate::app::App;
 
 const PREFIX: &str = "dh_";
 
@@ -23,17 +27,30 @@ pub struct IssuedKey {
 }
 
 /// What a new key shall be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct KeyWish {
     /// Whose requests these are; a tenant of its own where none is given.
+    #[serde(default)]
     pub tenant: Option<String>,
+    /// The tenant's part; `default` where none is given.
+    #[serde(default)]
+    pub project: Option<String>,
     /// The person who answers for it.
     pub owner: String,
     /// What its holder may do.
     pub role: Role,
     /// Models that it may use; all where empty.
+    #[serde(default)]
     pub models: Vec<String>,
+    /// Paths that it may ask, each with what lies below; all where empty.
+    #[serde(default)]
+    pub endpoints: Vec<String>,
+    /// What it may use, within what its project and tenant may.
+    #[serde(default)]
+    pub limits: Limits,
     /// Milliseconds since 1970 after which it holds no more.
+    #[serde(default)]
     pub expires_ms: Option<i64>,
 }
 
@@ -50,9 +67,12 @@ pub fn issue_key(store: &dyn Keys, wish: &KeyWish, now_ms: i64) -> Result<Issued
         hash: hash(&secret),
         tenant: wish.tenant.clone().unwrap_or_else(|| format!("tenant-{}", &id[4..])),
         id,
+        project: wish.project.clone().unwrap_or_else(|| DEFAULT_PROJECT.to_owned()),
         owner: wish.owner.clone(),
         role: wish.role,
         models: wish.models.clone(),
+        endpoints: wish.endpoints.clone(),
+        limits: wish.limits.clone(),
         expires_ms: wish.expires_ms,
     };
     let key = store.create_key(&new, now_ms)?;
@@ -68,9 +88,19 @@ fn hash(secret: &str) -> [u8; 32] {
 pub(crate) struct Principal {
     pub(crate) key_id: String,
     pub(crate) tenant: Arc<str>,
+    pub(crate) project: String,
     pub(crate) owner: String,
     pub(crate) role: Role,
     models: Vec<String>,
+    endpoints: Vec<String>,
+    /// The tenant, the project and the key, each with what it may use.
+    pub(crate) bounds: Vec<Bound>,
+    /// The tenant's share of the machine.
+    pub(crate) weight: f32,
+    /// Answers of the tenant that may wait for a model.
+    pub(crate) queued: Option<usize>,
+    /// How long one may.
+    pub(crate) queue_time: Option<Duration>,
 }
 
 impl Principal {
@@ -78,10 +108,20 @@ impl Principal {
     pub(crate) fn may_use(&self, model: &str) -> bool {
         self.models.is_empty() || self.models.iter().any(|m| m == model)
     }
+
+    /// Whether it may ask at this path of the table.
+    pub(crate) fn may_ask(&self, route: &str) -> bool {
+        self.endpoints.is_empty() || self.endpoints.iter().any(|e| lies_below(route, e))
+    }
 }
 
-/// The principal of a request's bearer key. Asked of the store each time, so a revocation holds at once.
-pub(crate) fn authenticate(headers: &HeaderMap, store: &dyn Keys, now_ms: i64) -> ApiResult<Principal> {
+/// Whether a path of the table is another one or lies below it.
+pub(crate) fn lies_below(route: &str, path: &str) -> bool {
+    route.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The principal of a request's bearer key. Asked of the store each time, so a revocation or a new limit holds at once.
+pub(crate) async fn authenticate(headers: &HeaderMap, app: &Arc<App>) -> ApiResult<Principal> {
     let missing = || {
         let hint = "send `Authorization: Bearer dh_...`; `deephold key create` makes a key";
         ApiError::unauthorized(format!("an API key is missing: {hint}"))
@@ -95,20 +135,40 @@ pub(crate) fn authenticate(headers: &HeaderMap, store: &dyn Keys, now_ms: i64) -
         return Err(wrong());
     }
     let hash = hash(secret);
-    let found = store.key_by_hash(&hash).map_err(|error| {
-        tracing::error!(%error, "the key store failed");
-        ApiError::internal("the key store failed; the server's log says why")
-    })?;
+    let found = app.ask_store(move |store| store.holder(&hash)).await?;
     // The store looks up by the hash of 256 random bits, whose timing tells nothing of the secret; compared once more in
     // constant time, so that no index decides alone.
-    let key = found
-        .filter(|k| verify_slices_are_equal(&k.hash, &hash).is_ok() && k.is_valid(now_ms))
-        .ok_or_else(wrong)?;
-    Ok(Principal {
-        key_id: key.id,
-        tenant: key.tenant.into(),
-        owner: key.owner,
-        role: key.role,
-        models: key.models,
-    })
+    let is_held =
+        |h: &Holder| verify_slices_are_equal(&h.key.hash, &hash).is_ok() && h.key.is_valid(app.unix_ms());
+    found.filter(is_held).map(Principal::from).ok_or_else(wrong)
+}
+
+impl From<Holder> for Principal {
+    fn from(holder: Holder) -> Self {
+        let Holder { key, weight, tenant_limits, project_limits } = holder;
+        let all = [&tenant_limits, &project_limits, &key.limits];
+        let queue_ms = all.iter().filter_map(|l| l.queue_ms).min();
+        let queued = tenant_limits.queued;
+        let bounds = vec![
+            Bound { subject: Subject::Tenant(key.tenant.clone()), limits: tenant_limits },
+            Bound {
+                subject: Subject::Project(key.tenant.clone(), key.project.clone()),
+                limits: project_limits,
+            },
+            Bound { subject: Subject::Key(key.id.clone()), limits: key.limits },
+        ];
+        Self {
+            key_id: key.id,
+            tenant: key.tenant.into(),
+            project: key.project,
+            owner: key.owner,
+            role: key.role,
+            models: key.models,
+            endpoints: key.endpoints,
+            bounds,
+            weight: weight as f32,
+            queued: queued.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+            queue_time: queue_ms.map(Duration::from_millis),
+        }
+    }
 }

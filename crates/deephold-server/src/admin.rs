@@ -3,23 +3,29 @@
 //!
 //! Over the socket a request is one line of JSON, and so is its answer.
 
-use std::path::Path;
+use std::io::BufWriter;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use deephold_audit::AuditLog;
-use deephold_state::{ApiKey, Keys, Role};
+use deephold_state::{
+    ApiKey, Contents, Limits, Project, StateError, Store, Tenant, UsageFilter, UsageRow, write_backup,
+};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::ServerError;
-use crate::access::{IssuedKey, KeyWish, issue_key};
+use crate::access::{IssuedKey, KeyWish, issue_key, lies_below};
 use crate::app::App;
 use crate::backends::{self, LoadProgress, ModelFacts, ServedModel};
 
 /// The longest line.
 const LINE_MAX: u64 = 64 << 10;
+/// Shares of the machine that a tenant may have.
+const WEIGHTS: RangeInclusive<f64> = 0.01..=100.0;
 /// How often a caller hears that its work goes on.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// A caller that says nothing for so long is cut off.
@@ -29,18 +35,37 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "act", rename_all = "snake_case", deny_unknown_fields)]
 pub enum AdminRequest {
-    /// Makes a key.
-    CreateKey {
-        /// A tenant of its own where none is given.
-        tenant: Option<String>,
-        /// The person who answers for it.
-        owner: String,
-        /// What its holder may do.
-        role: Role,
-        /// All where empty.
-        models: Vec<String>,
-        /// Milliseconds since 1970.
-        expires_ms: Option<i64>,
+    /// Makes a key; its tenant and project too, with no limits, where they are not there.
+    CreateKey(KeyWish),
+    /// Makes a tenant, or changes it.
+    SetTenant {
+        /// Which.
+        name: String,
+        /// Its share of the machine; as it was, or 1, where none is given.
+        #[serde(default)]
+        weight: Option<f64>,
+        /// Limits by name: a number sets one, null takes it away, others stay.
+        #[serde(default)]
+        limits: Map<String, Value>,
+    },
+    /// Makes a project, or changes it.
+    SetProject {
+        /// Whose; it must be there.
+        tenant: String,
+        /// Which.
+        name: String,
+        /// As for tenants.
+        #[serde(default)]
+        limits: Map<String, Value>,
+    },
+    /// All tenants and projects.
+    ListTenants,
+    /// What was used.
+    Usage(UsageFilter),
+    /// Writes a backup of the state.
+    BackUp {
+        /// A file that is not there yet.
+        path: PathBuf,
     },
     /// Makes a key like another one, which is revoked.
     RotateKey {
@@ -77,7 +102,7 @@ pub enum AdminAnswer {
     /// A new key, and its secret, which is shown this once.
     Issued {
         /// As it is stored.
-        key: ApiKey,
+        key: Box<ApiKey>,
         /// What its holder sends.
         secret: String,
     },
@@ -85,6 +110,19 @@ pub enum AdminAnswer {
     Revoked,
     /// The keys.
     Keys(Vec<ApiKey>),
+    /// It holds from now on.
+    Changed,
+    /// The tenants and their projects.
+    Tenants {
+        /// By name.
+        tenants: Vec<Tenant>,
+        /// By tenant and name.
+        projects: Vec<Project>,
+    },
+    /// What was used, by day, tenant, project, key and model.
+    Usage(Vec<UsageRow>),
+    /// What a backup holds.
+    BackedUp(Contents),
     /// A model is loaded, or gone.
     ModelChanged,
     /// The loaded models.
@@ -116,31 +154,102 @@ pub struct LoadedModel {
 /// The store's and the log's.
 pub fn execute(
     request: &AdminRequest,
-    store: &dyn Keys,
+    store: &dyn Store,
     log: &AuditLog,
     now_ms: i64,
 ) -> Result<AdminAnswer, ServerError> {
     let issued = |wish: &KeyWish, instead_of: Option<&str>| -> Result<AdminAnswer, ServerError> {
         let IssuedKey { key, secret } = issue_key(store, wish, now_ms)?;
         log.append("key", &json!({ "event": "created", "key": key, "instead_of": instead_of }))?;
-        Ok(AdminAnswer::Issued { key, secret })
+        Ok(AdminAnswer::Issued { key: Box::new(key), secret })
     };
     match request {
-        AdminRequest::CreateKey { tenant, owner, role, models, expires_ms } => {
-            let names = tenant.iter().chain(models).chain([owner]);
+        AdminRequest::CreateKey(wish) => {
+            let names = wish.tenant.iter().chain(&wish.project).chain(&wish.models).chain([&wish.owner]);
             if let Some(bad) = names.into_iter().find(|n| !is_name(n)) {
                 return Ok(no_name(bad));
             }
-            let (tenant, owner, models) = (tenant.clone(), owner.clone(), models.clone());
-            issued(&KeyWish { tenant, owner, role: *role, models, expires_ms: *expires_ms }, None)
+            if let Some(path) =
+                wish.endpoints.iter().find(|e| !crate::paths().any(|(_, p, _)| lies_below(p, e)))
+            {
+                let shown: String = path.escape_debug().take(60).collect();
+                return Ok(AdminAnswer::Refused(format!(
+                    "nothing can be asked at `{shown}`; give a path of the API, as /v1/chat/completions or /v1"
+                )));
+            }
+            if wish.limits.queued.is_some() {
+                return Ok(queued_is_tenants());
+            }
+            if wish.expires_ms.is_some_and(|at| at <= now_ms) {
+                return Ok(AdminAnswer::Refused("the key would have expired before its first use".into()));
+            }
+            issued(wish, None)
+        }
+        AdminRequest::SetTenant { name, weight, limits } => {
+            set_tenant(name, *weight, limits, store, log, now_ms)
+        }
+        AdminRequest::SetProject { tenant, name, limits } => {
+            if let Some(bad) = [tenant, name].into_iter().find(|n| !is_name(n)) {
+                return Ok(no_name(bad));
+            }
+            if store.tenant(tenant)?.is_none() {
+                let shown: String = tenant.escape_debug().take(60).collect();
+                return Ok(AdminAnswer::Refused(format!(
+                    "there is no tenant `{shown}`; `deephold tenant set` makes one"
+                )));
+            }
+            if limits.get("queued").is_some_and(|v| !v.is_null()) {
+                return Ok(queued_is_tenants());
+            }
+            let old = store.projects()?.into_iter().find(|p| p.tenant == *tenant && p.name == *name);
+            let old = old.map_or_else(Limits::default, |p| p.limits);
+            let limits = match changed(&old, limits) {
+                Ok(limits) => limits,
+                Err(why) => return Ok(AdminAnswer::Refused(why)),
+            };
+            let project = Project { tenant: tenant.clone(), name: name.clone(), limits, created_ms: now_ms };
+            store.put_project(&project)?;
+            log.append("tenant", &json!({ "event": "project set", "project": project }))?;
+            Ok(AdminAnswer::Changed)
+        }
+        AdminRequest::ListTenants => {
+            Ok(AdminAnswer::Tenants { tenants: store.tenants()?, projects: store.projects()? })
+        }
+        AdminRequest::Usage(filter) => Ok(AdminAnswer::Usage(store.usage(filter)?)),
+        AdminRequest::BackUp { path } => {
+            let mut file = match private_file(path) {
+                Ok(file) => file,
+                Err(e) => return Ok(AdminAnswer::Refused(format!("{} cannot be made: {e}", path.display()))),
+            };
+            let written = write_backup(store, env!("CARGO_PKG_VERSION"), now_ms, &mut file);
+            let synced = written.and_then(|contents| {
+                file.get_ref()
+                    .sync_all()
+                    .map_err(|source| StateError::Io { action: "write a backup of", source })?;
+                Ok(contents)
+            });
+            match synced {
+                Ok(contents) => {
+                    log.append("state", &json!({ "event": "backed up", "contents": contents }))?;
+                    Ok(AdminAnswer::BackedUp(contents))
+                }
+                Err(e) => {
+                    // Half a backup is none.
+                    let _ = std::fs::remove_file(path);
+                    Err(e.into())
+                }
+            }
         }
         AdminRequest::RotateKey { id } => match store.key_by_id(id)? {
             Some(old) if old.is_valid(now_ms) => {
                 let wish = KeyWish {
                     tenant: Some(old.tenant),
+                    project: Some(old.project),
                     owner: old.owner,
                     role: old.role,
                     models: old.models,
+                    endpoints: old.endpoints,
+                    limits: old.limits,
                     expires_ms: old.expires_ms,
                 };
                 let answer = issued(&wish, Some(id))?;
@@ -161,6 +270,62 @@ pub fn execute(
     }
 }
 
+fn set_tenant(
+    name: &str,
+    weight: Option<f64>,
+    limits: &Map<String, Value>,
+    store: &dyn Store,
+    log: &AuditLog,
+    now_ms: i64,
+) -> Result<AdminAnswer, ServerError> {
+    if !is_name(name) {
+        return Ok(no_name(name));
+    }
+    let old = store.tenant(name)?;
+    let weight = weight.or(old.as_ref().map(|t| t.weight)).unwrap_or(1.0);
+    if !WEIGHTS.contains(&weight) {
+        let (low, high) = (WEIGHTS.start(), WEIGHTS.end());
+        return Ok(AdminAnswer::Refused(format!("the weight {weight} must be from {low} to {high}")));
+    }
+    let limits = match changed(&old.map_or_else(Limits::default, |t| t.limits), limits) {
+        Ok(limits) => limits,
+        Err(why) => return Ok(AdminAnswer::Refused(why)),
+    };
+    if limits.queued == Some(0) {
+        let why = "nothing could be answered with no place to wait; `queued` must be at least 1".into();
+        return Ok(AdminAnswer::Refused(why));
+    }
+    let tenant = Tenant { name: name.to_owned(), weight, limits, created_ms: now_ms };
+    store.put_tenant(&tenant)?;
+    log.append("tenant", &json!({ "event": "set", "tenant": tenant }))?;
+    Ok(AdminAnswer::Changed)
+}
+
+/// Limits with what is named set, or taken away by null.
+fn changed(old: &Limits, changes: &Map<String, Value>) -> Result<Limits, String> {
+    let mut all = json!(old);
+    for (name, value) in changes {
+        match value {
+            Value::Null => drop(all.as_object_mut().and_then(|map| map.remove(name))),
+            Value::Number(n) if n.as_i64().is_some_and(|n| n >= 0) => all[name] = value.clone(),
+            _ => return Err(format!("the limit `{name}` must be a whole number from 0, or null for none")),
+        }
+    }
+    serde_json::from_value(all).map_err(|e| format!("the limits cannot be: {e}"))
+}
+
+fn queued_is_tenants() -> AdminAnswer {
+    AdminAnswer::Refused("`queued` is a limit of tenants: their answers wait for a model together".into())
+}
+
+/// A new file that only its owner reads.
+fn private_file(path: &Path) -> std::io::Result<BufWriter<std::fs::File>> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map(BufWriter::new)
+}
+
 fn is_name(name: &str) -> bool {
     !name.trim().is_empty() && name.len() <= 200 && !name.contains(char::is_control)
 }
@@ -175,7 +340,7 @@ fn no_such_key(id: &str) -> AdminAnswer {
     AdminAnswer::Refused(format!("there is no valid key {shown}; `deephold key list` shows what there is"))
 }
 
-fn revoke(id: &str, store: &dyn Keys, log: &AuditLog, now_ms: i64) -> Result<bool, ServerError> {
+fn revoke(id: &str, store: &dyn Store, log: &AuditLog, now_ms: i64) -> Result<bool, ServerError> {
     // First the act, then its record: a key whose revocation could not be recorded is revoked all the same.
     let revoked = store.revoke_key(id, now_ms)?;
     if revoked {

@@ -55,17 +55,18 @@ pub(crate) struct Task {
 
 /// Generates and writes the answer.
 pub(crate) async fn answer(call: Call, task: Task) -> ApiResult<Response<Body>> {
-    let Task { endpoint, request, constraint, streaming, writer } = task;
+    let Task { endpoint, mut request, constraint, streaming, writer } = task;
     recordable(&call.app).await?;
-    let who = call.who()?;
-    let mut permit = Permit::new(&call.app, &call.request_id, endpoint, who, &request);
-    let generation = match Generation::start(&request, constraint, who.tenant.clone()).await {
+    let mut permit = Permit::new(&call, endpoint, &mut request)?;
+    let generation = match Generation::start(&request, constraint, call.who()?).await {
         Ok(generation) => generation,
         Err(e) => {
-            permit.close(Outcome::Failed).await?;
+            permit.close(Outcome::Refused).await?;
             return Err(e);
         }
     };
+    // Whoever hangs up early has had his prompt computed all the same.
+    permit.usage = generation.usage;
     let walk = Walk { model: request.model.name.clone(), call, generation, permit, writer };
     if !streaming {
         let is_deepseeks = deepseek::is_own_path(&walk.call.path);

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use deephold_audit::{AuditError, AuditLog};
 use deephold_base::Clock;
-use deephold_state::Keys;
+use deephold_state::{StateError, Store};
 use tokio::sync::oneshot;
 
+use crate::admission::{Books, Prices};
+use crate::api::error::{ApiError, ApiResult};
 use crate::backends::{ModelLoader, Models};
 use crate::metrics::Metrics;
 use crate::record::AuditPolicy;
@@ -49,6 +51,10 @@ pub struct ServerConfig {
     pub admin_socket: Option<PathBuf>,
     /// Other names of models: each with what it stands for.
     pub aliases: Vec<(String, String)>,
+    /// What tokens cost.
+    pub prices: Prices,
+    /// This server's name among those that share a store; no other may have it.
+    pub replica: String,
     /// What signs thinking that comes back; without one kept, signatures hold until the next start.
     pub secret: Option<[u8; 32]>,
     /// What loads models while the server runs; none where it cannot.
@@ -75,6 +81,8 @@ impl Default for ServerConfig {
             drain_time: Duration::from_secs(30),
             admin_socket: None,
             aliases: Vec::new(),
+            prices: Prices::default(),
+            replica: "only".into(),
             secret: None,
             loader: None,
             resident: || None,
@@ -84,7 +92,9 @@ impl Default for ServerConfig {
 
 /// What every request reaches.
 pub(crate) struct App {
-    pub(crate) store: Arc<dyn Keys>,
+    pub(crate) store: Arc<dyn Store>,
+    /// What everybody has used.
+    pub(crate) books: Books,
     pub(crate) log: AuditLog,
     pub(crate) models: Models,
     pub(crate) metrics: Arc<Metrics>,
@@ -109,6 +119,30 @@ impl App {
     /// Milliseconds since 1970.
     pub(crate) fn unix_ms(&self) -> i64 {
         i64::try_from(self.clock.unix_time().as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// Asks the store. One on another machine may take its time, which no other request shall wait for.
+    ///
+    /// # Errors
+    /// 503 where it does not answer.
+    pub(crate) async fn ask_store<T: Send + 'static>(
+        self: &Arc<Self>,
+        question: impl FnOnce(&dyn Store) -> Result<T, StateError> + Send + 'static,
+    ) -> ApiResult<T> {
+        let answer = if self.store.is_shared() {
+            let store = Arc::clone(&self.store);
+            let asked = tokio::task::spawn_blocking(move || question(&*store)).await;
+            asked.map_err(|e| ApiError::internal(format!("the store failed: {e}")))?
+        } else {
+            question(&*self.store)
+        };
+        answer.map_err(|error| {
+            tracing::error!(%error, "the store failed");
+            ApiError::unavailable(
+                "state_unavailable",
+                "the store of keys does not answer; the server's log says why",
+            )
+        })
     }
 
     /// Writes a record and waits until it is durable.

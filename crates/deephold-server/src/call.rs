@@ -1,11 +1,12 @@
 //! A request on its way from the table of routes to its handler.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde_json::Value;
 
 use crate::access::Principal;
+use crate::admission::Rates;
 use crate::api::error::{ApiError, ApiResult};
 use crate::api::fields::Fields;
 use crate::app::App;
@@ -18,6 +19,10 @@ pub(crate) struct Call {
     /// None where the route is open.
     pub(crate) principal: Option<Principal>,
     pub(crate) path: String,
+    /// What stands behind the path's question mark.
+    pub(crate) query: String,
+    /// What is left of the caller's limits, for the response.
+    pub(crate) rates: Arc<OnceLock<Rates>>,
     pub(crate) body: Bytes,
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use deephold_audit::AuditLog;
 use deephold_base::Clock;
 use deephold_engine::Shutdown;
-use deephold_state::Keys;
+use deephold_state::Store;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
+use crate::admission::Books;
 use crate::app::{App, ServerConfig};
 use crate::backends::{self, Models, NewModel};
 use crate::metrics::Metrics;
@@ -40,7 +41,7 @@ impl Server {
     /// An address that cannot be had or must not speak plain HTTP, a log that takes no record, a model that cannot compute.
     pub async fn start(
         config: ServerConfig,
-        store: Arc<dyn Keys>,
+        store: Arc<dyn Store>,
         log: AuditLog,
         models: Vec<NewModel>,
         clock: Arc<dyn Clock>,
@@ -65,7 +66,10 @@ impl Server {
         aws_lc_rs::rand::fill(&mut run).map_err(|_| ServerError::Random)?;
         let mut secret = [0; 32];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| ServerError::Random)?;
+        let replica = config.replica.clone();
+        let books = Books::open(Arc::clone(&store), Arc::clone(&clock), replica)?;
         let app = Arc::new(App {
+            books,
             secret: config.secret.unwrap_or(secret),
             store,
             log,

@@ -24,7 +24,9 @@ mod record;
 mod replay;
 mod routes;
 mod tls;
+mod usage_table;
 
+pub use admission::Prices;
 pub use app::ServerConfig;
 pub use backends::{HostedEncoder, HostedModel, LoadProgress, ModelFacts, ModelLoader, NewModel};
 pub use error::ServerError;
@@ -33,3 +35,4 @@ pub use record::AuditPolicy;
 pub use replay::{Comparison, Recorded, Replay};
 pub use routes::paths;
 pub use tls::{TlsFiles, local_certificate};
+pub use usage_table::{cost_of, date_of, usage_csv};

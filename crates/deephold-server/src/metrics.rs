@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     http_requests: Family<Labels, Counter>,
     requests: Family<Labels, Counter>,
+    limited: Family<Labels, Counter>,
     prompt_tokens: Family<Labels, Counter>,
     cached_tokens: Family<Labels, Counter>,
     generation_tokens: Family<Labels, Counter>,
@@ -68,6 +69,7 @@ impl Metrics {
             registry: Registry::default(),
             http_requests: Family::default(),
             requests: Family::default(),
+            limited: Family::default(),
             prompt_tokens: Family::default(),
             cached_tokens: Family::default(),
             generation_tokens: Family::default(),
@@ -111,6 +113,7 @@ impl Metrics {
         r.register("deephold_unrecorded_requests", help, self.unrecorded.clone());
         r.register("deephold_http_requests", "HTTP requests by route and status", self.http_requests.clone());
         r.register("deephold_requests", "Requests for answers by model and outcome", self.requests.clone());
+        r.register("deephold_limited_requests", "Requests that a limit refused", self.limited.clone());
         r.register("deephold_engine_step_seconds", "Time in steps of the engine", self.step_seconds.clone());
         r.register(
             "deephold_cache_usage",
@@ -231,6 +234,11 @@ impl Metrics {
         self.generation_tokens.get_or_create(&labels).inc_by(usage.completion_tokens as u64);
         let labels = vec![("model_name", model.to_owned()), ("outcome", outcome.to_owned())];
         self.requests.get_or_create(&labels).inc();
+    }
+
+    /// A limit refused a request.
+    pub(crate) fn limited(&self, limit: &'static str) {
+        self.limited.get_or_create(&vec![("limit", limit.to_owned())]).inc();
     }
 
     /// The audit log did not take a record.

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::body::Body;
@@ -13,9 +13,10 @@ use deephold_state::Role;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::access::authenticate;
+use crate::admission::Rates;
 use crate::api::error::{ApiError, ApiResult, ErrorStyle};
 use crate::api::openapi::Operation;
-use crate::api::{anthropic, deepseek, openai, openapi, ops};
+use crate::api::{admin, anthropic, deepseek, openai, openapi, ops};
 use crate::app::App;
 use crate::call::Call;
 
@@ -32,10 +33,13 @@ pub(crate) struct Route {
     pub(crate) describe: fn() -> Operation,
     /// How its errors are written.
     pub(crate) errors: ErrorStyle,
+    /// Parameters behind the path, each with what it is.
+    pub(crate) query: &'static [(&'static str, &'static str)],
 }
 
 const EVERYBODY: &[Role] = &[Role::Admin, Role::Operator, Role::Auditor, Role::App];
 const MODELS: &[Role] = &[Role::Admin, Role::Operator, Role::App];
+const ADMINS: &[Role] = &[Role::Admin];
 const WATCHERS: &[Role] = &[Role::Admin, Role::Operator, Role::Auditor];
 const OPEN: &[Role] = &[];
 
@@ -45,7 +49,7 @@ const fn get(
     handler: fn(Call) -> Answer,
     describe: fn() -> Operation,
 ) -> Route {
-    Route { method: Method::GET, path, roles, handler, describe, errors: ErrorStyle::OpenAi }
+    Route { method: Method::GET, path, roles, handler, describe, errors: ErrorStyle::OpenAi, query: &[] }
 }
 
 const fn post(
@@ -54,7 +58,7 @@ const fn post(
     handler: fn(Call) -> Answer,
     describe: fn() -> Operation,
 ) -> Route {
-    Route { method: Method::POST, path, roles, handler, describe, errors: ErrorStyle::OpenAi }
+    Route { method: Method::POST, path, roles, handler, describe, errors: ErrorStyle::OpenAi, query: &[] }
 }
 
 /// As [`post`], with errors as Anthropic's clients read them.
@@ -63,7 +67,26 @@ const fn post_anthropic(
     handler: fn(Call) -> Answer,
     describe: fn() -> Operation,
 ) -> Route {
-    Route { method: Method::POST, path, roles: MODELS, handler, describe, errors: ErrorStyle::Anthropic }
+    Route {
+        method: Method::POST,
+        path,
+        roles: MODELS,
+        handler,
+        describe,
+        errors: ErrorStyle::Anthropic,
+        query: &[],
+    }
+}
+
+/// As [`get`], with parameters behind the path.
+const fn get_with(
+    path: &'static str,
+    roles: &'static [Role],
+    handler: fn(Call) -> Answer,
+    describe: fn() -> Operation,
+    query: &'static [(&'static str, &'static str)],
+) -> Route {
+    Route { method: Method::GET, path, roles, handler, describe, errors: ErrorStyle::OpenAi, query }
 }
 
 /// The table. A part of a path in braces is a parameter, which may hold slashes.
@@ -86,6 +109,16 @@ pub(crate) const ROUTES: &[Route] = &[
     post_anthropic("/v1/messages/count_tokens", |c| Box::pin(anthropic::count_tokens(c)), anthropic::describe::count_tokens),
     post_anthropic("/anthropic/v1/messages", |c| Box::pin(anthropic::messages(c)), anthropic::describe::messages),
     post_anthropic("/anthropic/v1/messages/count_tokens", |c| Box::pin(anthropic::count_tokens(c)), anthropic::describe::count_tokens),
+    // Administration.
+    get("/admin/v1/keys", WATCHERS, |c| Box::pin(admin::keys(c)), admin::describe_keys),
+    post("/admin/v1/keys", ADMINS, |c| Box::pin(admin::create_key(c)), admin::describe_create_key),
+    post("/admin/v1/keys/rotate", ADMINS, |c| Box::pin(admin::rotate_key(c)), admin::describe_rotate_key),
+    post("/admin/v1/keys/revoke", ADMINS, |c| Box::pin(admin::revoke_key(c)), admin::describe_revoke_key),
+    get("/admin/v1/tenants", WATCHERS, |c| Box::pin(admin::tenants(c)), admin::describe_tenants),
+    post("/admin/v1/tenants", ADMINS, |c| Box::pin(admin::set_tenant(c)), admin::describe_set_tenant),
+    post("/admin/v1/projects", ADMINS, |c| Box::pin(admin::set_project(c)), admin::describe_set_project),
+    get_with("/admin/v1/usage", WATCHERS, |c| Box::pin(admin::usage(c)), admin::describe_usage, admin::USAGE_QUERY),
+    get_with("/v1/usage", EVERYBODY, |c| Box::pin(admin::own_usage(c)), admin::describe_own_usage, admin::OWN_USAGE_QUERY),
     // As DeepSeek's own service has them.
     get("/models", EVERYBODY, |c| Box::pin(openai::models::list(c)), openai::models::describe),
     post("/chat/completions", MODELS, |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
@@ -127,8 +160,12 @@ pub(crate) fn router(app: &Arc<App>) -> axum::Router {
 
 async fn serve(app: Arc<App>, route: &'static Route, request: Request) -> Response<Body> {
     let (request_id, start) = (app.next_request_id(), Instant::now());
-    let result = admitted(&app, route, &request_id, request).await;
-    let response = answer(&app, (route.path, route.errors), &request_id, result);
+    let rates = Arc::default();
+    let result = admitted(&app, route, &request_id, request, &rates).await;
+    let mut response = answer(&app, (route.path, route.errors), &request_id, result);
+    if let Some(rates) = rates.get() {
+        rates.write(route.errors, response.headers_mut());
+    }
     let (status, seconds) = (response.status().as_u16(), start.elapsed().as_secs_f64());
     // Probes and scrapes come every few seconds.
     if route.method == Method::GET && status == 200 {
@@ -144,17 +181,21 @@ async fn admitted(
     route: &Route,
     request_id: &str,
     request: Request,
+    rates: &Arc<OnceLock<Rates>>,
 ) -> ApiResult<Response<Body>> {
     let (head, body) = request.into_parts();
     let principal = match route.roles {
         [] => None,
         roles => {
-            let who = authenticate(&head.headers, &*app.store, app.unix_ms())?;
+            let who = authenticate(&head.headers, app).await?;
             if !roles.contains(&who.role) {
                 return Err(ApiError::forbidden(format!(
                     "a key of role `{}` may not do this",
                     who.role.name()
                 )));
+            }
+            if !who.may_ask(route.path) {
+                return Err(ApiError::forbidden(format!("this key may not ask {}", route.path)));
             }
             Some(who)
         }
@@ -176,6 +217,8 @@ async fn admitted(
         request_id: request_id.to_owned(),
         principal,
         path: head.uri.path().to_owned(),
+        query: head.uri.query().unwrap_or_default().to_owned(),
+        rates: Arc::clone(rates),
         body: body.to_bytes(),
     };
     (route.handler)(call).await

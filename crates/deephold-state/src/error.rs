@@ -27,6 +27,17 @@ pub enum StateError {
         /// The newest that this program knows.
         known: i64,
     },
+    /// A backup that cannot be trusted.
+    #[error("line {line} of the backup {problem}")]
+    Backup {
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A store that holds something already.
+    #[error("the state is not empty; restore into an empty one, so that nothing is lost")]
+    NotEmpty,
     /// A stored value that this program does not write.
     #[error("the state's database holds a {what} that is none: {value}")]
     Value {
@@ -43,7 +54,9 @@ impl StateError {
         match self {
             Self::Io { .. } => ErrorCode::Io,
             Self::Newer { .. } => ErrorCode::Unsupported,
-            Self::Database(_) | Self::Value { .. } => ErrorCode::InvalidInput,
+            Self::Database(_) | Self::Value { .. } | Self::Backup { .. } | Self::NotEmpty => {
+                ErrorCode::InvalidInput
+            }
         }
     }
 }

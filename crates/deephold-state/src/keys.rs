@@ -1,7 +1,7 @@
 //! API keys: who may ask, as whom. The secret itself is never stored, only its SHA-256: it has 256 random bits, so nothing can
 //! be guessed back from that.
 
-use crate::StateError;
+use crate::{Limits, StateError};
 
 /// What a key's holder may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -43,12 +43,18 @@ pub struct NewKey {
     pub hash: [u8; 32],
     /// Whose requests these are: quota, cache and fair share go by tenant.
     pub tenant: String,
+    /// The tenant's part that it belongs to.
+    pub project: String,
     /// The person who answers for it.
     pub owner: String,
     /// What its holder may do.
     pub role: Role,
     /// Models that it may use; all where empty.
     pub models: Vec<String>,
+    /// Paths that it may ask, each with what lies below; all where empty.
+    pub endpoints: Vec<String>,
+    /// What it may use, within what its project and tenant may.
+    pub limits: Limits,
     /// Milliseconds since 1970 after which it holds no more.
     pub expires_ms: Option<i64>,
 }
@@ -64,17 +70,43 @@ pub struct ApiKey {
     /// As in [`NewKey`].
     pub tenant: String,
     /// As in [`NewKey`].
+    #[serde(default = "default_project")]
+    pub project: String,
+    /// As in [`NewKey`].
     pub owner: String,
     /// As in [`NewKey`].
     pub role: Role,
     /// As in [`NewKey`].
     pub models: Vec<String>,
+    /// As in [`NewKey`].
+    #[serde(default)]
+    pub endpoints: Vec<String>,
+    /// As in [`NewKey`].
+    #[serde(default)]
+    pub limits: Limits,
     /// Milliseconds since 1970.
     pub created_ms: i64,
     /// As in [`NewKey`].
     pub expires_ms: Option<i64>,
     /// When it was revoked.
     pub revoked_ms: Option<i64>,
+}
+
+fn default_project() -> String {
+    crate::DEFAULT_PROJECT.to_owned()
+}
+
+/// A key with what bounds its holder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holder {
+    /// The key, valid or not.
+    pub key: ApiKey,
+    /// The tenant's share.
+    pub weight: f64,
+    /// What its tenant may use.
+    pub tenant_limits: Limits,
+    /// What its project may use.
+    pub project_limits: Limits,
 }
 
 impl ApiKey {
@@ -86,17 +118,17 @@ impl ApiKey {
 
 /// Where keys lie. Safe to ask from several threads; each call is one transaction.
 pub trait Keys: Send + Sync {
-    /// Stores a key.
+    /// Stores a key; its tenant and project, with no limits, where they are not there.
     ///
     /// # Errors
     /// The store's; an id or hash that is there already.
     fn create_key(&self, key: &NewKey, now_ms: i64) -> Result<ApiKey, StateError>;
 
-    /// The key with this hash, valid or not.
+    /// The key with this hash, valid or not, and what bounds its holder.
     ///
     /// # Errors
     /// The store's.
-    fn key_by_hash(&self, hash: &[u8; 32]) -> Result<Option<ApiKey>, StateError>;
+    fn holder(&self, hash: &[u8; 32]) -> Result<Option<Holder>, StateError>;
 
     /// The key of this id, valid or not.
     ///

@@ -1,7 +1,10 @@
 //! The command line.
 
+mod access;
+
 use std::path::PathBuf;
 
+pub(crate) use access::{KeyCommand, StateCommand, TenantCommand, TenantSetArgs, UsageArgs, UsageFormat};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use deephold_kernels::{CacheDType, Isa};
 use deephold_quant::DType;
@@ -41,6 +44,14 @@ pub(crate) enum Command {
     /// Make, list and end API keys, also beside a running server
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Make tenants and their projects, and set what each may use
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// Show what was used, by day, tenant, project, key and model
+    Usage(UsageArgs),
+    /// Back up, restore and check what the server keeps
+    #[command(subcommand)]
+    State(StateCommand),
     /// Check and read the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -76,18 +87,6 @@ pub(crate) struct ConfigShowArgs {
     /// One JSON object of what is not a default, instead of text
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Subcommand)]
-pub(crate) enum KeyCommand {
-    /// Make a key; its secret is shown once
-    Create(KeyCreateArgs),
-    /// Show all keys, without secrets
-    List(KeyListArgs),
-    /// Make a key like another one, which ends
-    Rotate(KeyNameArgs),
-    /// End a key at once
-    Revoke(KeyNameArgs),
 }
 
 #[derive(Subcommand)]
@@ -166,6 +165,12 @@ pub(crate) struct ServeArgs {
     /// Seconds for requests to end once the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
     pub(crate) drain_time: u32,
+    /// What a million tokens of a model cost, as MODEL=PROMPT/CACHED/ANSWER; again for several
+    #[arg(long = "price", value_name = "PRICE")]
+    pub(crate) prices: Vec<String>,
+    /// The currency of prices and budgets (ISO 4217)
+    #[arg(long, value_name = "CODE", default_value = "EUR")]
+    pub(crate) currency: String,
     #[command(flatten)]
     pub(crate) state: StateArgs,
     #[command(flatten)]
@@ -192,55 +197,6 @@ pub(crate) enum LogArg {
     Off,
     Text,
     Json,
-}
-
-#[derive(Args)]
-pub(crate) struct KeyCreateArgs {
-    /// The person who answers for it
-    #[arg(long)]
-    pub(crate) owner: String,
-    /// What its holder may do: admin, operator, auditor, app
-    #[arg(long, default_value = "app", value_parser = parse_role)]
-    pub(crate) role: deephold_state::Role,
-    /// Whose requests these are [default: a tenant of its own]
-    #[arg(long)]
-    pub(crate) tenant: Option<String>,
-    /// A model that it may use; again for several [default: all]
-    #[arg(long = "model", value_name = "MODEL")]
-    pub(crate) models: Vec<String>,
-    /// Days after which it ends [default: never]
-    #[arg(long, value_name = "DAYS")]
-    pub(crate) days: Option<u32>,
-    /// One JSON object instead of text
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) state: StateArgs,
-}
-
-fn parse_role(name: &str) -> Result<deephold_state::Role, String> {
-    deephold_state::Role::from_name(name).ok_or_else(|| "one of admin, operator, auditor, app".to_owned())
-}
-
-#[derive(Args)]
-pub(crate) struct KeyListArgs {
-    /// One JSON document instead of text
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) state: StateArgs,
-}
-
-#[derive(Args)]
-pub(crate) struct KeyNameArgs {
-    /// As `key list` shows it
-    #[arg(value_name = "KEY")]
-    pub(crate) id: String,
-    /// One JSON object instead of text
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) state: StateArgs,
 }
 
 #[derive(Args)]

@@ -1,7 +1,7 @@
 //! The state folder: what the server keeps, and where.
 //!
 //! ```text
-//! state.db      keys (SQLite)
+//! state.db      tenants, keys, usage (SQLite)
 //! audit/        the audit log
 //! keys/         its signing key and public key, and what signs thinking
 //! tls/          a local authority, its certificate for the server, their keys
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use deephold_audit::{AuditLog, Options, SigningKey, write_private};
 use deephold_base::SystemClock;
-use deephold_state::SqliteStore;
+use deephold_state::SqlStore;
 
 use crate::cli::StateArgs;
 use crate::config;
@@ -73,11 +73,15 @@ impl StateDir {
     }
 
     /// Opens the log, then the store; makes what is missing. The log's lock keeps a second server out.
-    pub(crate) fn open(&self) -> Result<(SqliteStore, AuditLog)> {
+    pub(crate) fn open(&self) -> Result<(SqlStore, AuditLog)> {
         let key = SigningKey::open_or_create(&self.0.join("keys/audit.key"))?;
         let clock = std::sync::Arc::new(SystemClock::default());
         let log = AuditLog::open(&self.log_dir(), key, Options::default(), clock)?;
-        let store = SqliteStore::open(&self.0.join("state.db"))?;
-        Ok((store, log))
+        Ok((self.store()?, log))
+    }
+
+    /// The store alone, also beside a running server.
+    pub(crate) fn store(&self) -> Result<SqlStore> {
+        Ok(SqlStore::sqlite(&self.0.join("state.db"))?)
     }
 }

@@ -62,7 +62,17 @@ impl ApiError {
     }
 
     pub(crate) fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
-        Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message) }
+        Self::try_again(StatusCode::SERVICE_UNAVAILABLE, code, message, 1)
+    }
+
+    /// What may be asked again after so many seconds.
+    pub(crate) fn try_again(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<String>,
+        retry_after_s: u64,
+    ) -> Self {
+        Self { retry_after: Some(retry_after_s), ..Self::new(status, code, message) }
     }
 
     pub(crate) fn internal(message: impl Into<String>) -> Self {
@@ -84,6 +94,7 @@ impl ApiError {
     fn anthropic_type(&self) -> &'static str {
         match self.status.as_u16() {
             401 => "authentication_error",
+            402 => "billing_error",
             403 => "permission_error",
             404 => "not_found_error",
             413 => "request_too_large",
@@ -135,6 +146,9 @@ pub(crate) fn json_response(status: StatusCode, body: &Value) -> Response<Body> 
 impl From<EngineError> for ApiError {
     fn from(e: EngineError) -> Self {
         match (&e, e.code()) {
+            (EngineError::TenantBusy { .. }, _) => {
+                Self::try_again(StatusCode::TOO_MANY_REQUESTS, "queue_full", e.to_string(), 1)
+            }
             (EngineError::Parameter { param, problem }, _) => Self::param(*param, problem.clone()),
             (EngineError::PromptTooLong { .. } | EngineError::CacheTooSmall { .. }, _) => {
                 Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", e.to_string())

@@ -1,5 +1,6 @@
 //! One folder an API: from the wire's JSON to a valid request, and from deltas to the wire.
 
+pub(crate) mod admin;
 pub(crate) mod anthropic;
 pub(crate) mod conversation;
 pub(crate) mod deepseek;

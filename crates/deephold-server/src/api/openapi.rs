@@ -75,6 +75,12 @@ fn operation(route: &Route) -> Value {
         ]);
     }
     if described.may_be_unavailable {
+        if described.request.is_some() {
+            refusals.extend([
+                ("402", "A budget of a day or a month is used up; the message names it"),
+                ("429", "A limit is reached; `Retry-After` says when it is worth trying again"),
+            ]);
+        }
         refusals.push(("503", "Not now; `Retry-After` says when it is worth trying again"));
     }
     for (status, description) in refusals {
@@ -89,6 +95,21 @@ fn operation(route: &Route) -> Value {
             "content": { "application/json": { "schema": { "$ref": errors } } },
         });
         parameters = json!([{ "name": name, "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } }]);
+    }
+    if !route.query.is_empty() {
+        let parameter = |(name, about): &(&str, &str)| {
+            let schema = match *name {
+                "from" | "to" => json!({ "type": "string", "format": "date", "pattern": "^20[0-9]{2}-" }),
+                "format" => json!({ "enum": ["json", "csv"] }),
+                _ => json!({ "type": "string" }),
+            };
+            json!({ "name": name, "in": "query", "description": about, "schema": schema })
+        };
+        parameters = route.query.iter().map(parameter).collect();
+        responses["400"] = json!({
+            "description": "A parameter is wrong; `param` names it",
+            "content": { "application/json": { "schema": { "$ref": errors } } },
+        });
     }
     let roles: Vec<&str> = route.roles.iter().map(|r| r.name()).collect();
     let mut out = json!({ "summary": described.summary, "parameters": parameters, "responses": responses });

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
 use deephold_base::TokenId;
 use deephold_engine::{
     CacheSharing, Constraint, Delivery, FinishReason, Request, RequestId, RequestOutput, SampledToken,
@@ -13,6 +14,7 @@ use deephold_tokenizer::{AnswerEvent, AnswerParser, Detokenizer, Dialect, StopMa
 use tokio::sync::{mpsc, oneshot};
 
 use super::{ChatContext, Usage, ValidRequest};
+use crate::access::Principal;
 use crate::api::error::{ApiError, ApiResult};
 use crate::backends::Hosted;
 
@@ -80,6 +82,9 @@ pub(crate) struct Generation {
     /// `n` for each prompt.
     sequences: Vec<Sequence>,
     n: usize,
+    /// On the engine's clock.
+    deadline: Duration,
+    queue_deadline: Option<Duration>,
     pub(crate) usage: Usage,
     pub(crate) started: Instant,
     pub(crate) first_token: Option<Duration>,
@@ -91,10 +96,11 @@ impl Generation {
     pub(crate) async fn start(
         request: &ValidRequest,
         constraint: Option<Box<dyn Constraint>>,
-        tenant: Arc<str>,
+        who: &Principal,
     ) -> ApiResult<Self> {
         let model = Arc::clone(&request.model);
         let deadline = model.engine.now().saturating_add(request.timeout);
+        let queue_deadline = who.queue_time.map(|time| model.engine.now().saturating_add(time));
         let (sender, outputs) = mpsc::unbounded_channel();
         let (n, prompts) = (request.params.n, &request.prompts);
         // From here on, dropping it ends what was accepted.
@@ -107,6 +113,8 @@ impl Generation {
                 .flat_map(|prompt| (0..n).map(move |_| Sequence::new(request, prompt)))
                 .collect(),
             n,
+            deadline,
+            queue_deadline,
             usage: Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() },
             started: Instant::now(),
             first_token: None,
@@ -117,7 +125,10 @@ impl Generation {
         for (number, prompt) in prompts.iter().enumerate() {
             let id = generation.model.next_id();
             let mut engine_request = Request::new(id, prompt.clone(), request.params.clone());
-            engine_request.tenant = Arc::clone(&tenant);
+            engine_request.tenant = Arc::clone(&who.tenant);
+            engine_request.weight = who.weight;
+            engine_request.tenant_waiting_max = who.queued;
+            engine_request.queue_deadline = queue_deadline;
             engine_request.deadline = Some(deadline);
             engine_request.priority = request.priority;
             engine_request.cache_sharing = CacheSharing::Tenant { salt: request.cache_salt.clone() };
@@ -170,6 +181,14 @@ impl Generation {
             let message = output.message.unwrap_or_else(|| "the engine failed".to_owned());
             tracing::error!(model = self.model.name, message, "a request failed in the engine");
             return Err(ApiError::internal(message));
+        }
+        // It did not begin: its time in the queue was up before its own.
+        if output.finish_reason == Some(FinishReason::Deadline)
+            && self.first_token.is_none()
+            && self.queue_deadline.is_some_and(|at| at <= self.model.engine.now() && at < self.deadline)
+        {
+            let message = "the tenant's time in the queue is up; try again later";
+            return Err(ApiError::try_again(StatusCode::TOO_MANY_REQUESTS, "queue_timeout", message, 1));
         }
         let index = prompt * self.n + output.seq_idx;
         // An answer that ended at a stop string may still get tokens that were on their way.

@@ -9,6 +9,7 @@ use deephold_engine::{Delivery, EngineError, FinishReason, Pooling, Request, Req
 use tokio::sync::mpsc;
 
 use super::with_seed;
+use crate::access::Principal;
 use crate::api::error::{ApiError, ApiResult};
 use crate::backends::{Hosted, ServedModel};
 
@@ -34,14 +35,14 @@ impl Drop for Pending {
 }
 
 /// A vector for each prompt, in their order: an encoder's, or the mean of a decoder's hidden states.
-pub(crate) async fn embed(request: &VectorRequest, tenant: Arc<str>) -> ApiResult<Vec<Vec<f32>>> {
+pub(crate) async fn embed(request: &VectorRequest, who: &Principal) -> ApiResult<Vec<Vec<f32>>> {
     match &request.model {
         ServedModel::Encoder(encoder) => encoder.encode(&request.prompts, request.timeout).await,
-        ServedModel::Decoder(model) => pooled(model, request, tenant).await,
+        ServedModel::Decoder(model) => pooled(model, request, who).await,
     }
 }
 
-async fn pooled(model: &Arc<Hosted>, request: &VectorRequest, tenant: Arc<str>) -> ApiResult<Vec<Vec<f32>>> {
+async fn pooled(model: &Arc<Hosted>, request: &VectorRequest, who: &Principal) -> ApiResult<Vec<Vec<f32>>> {
     let model = Arc::clone(model);
     let params = with_seed(model.defaults.clone());
     let deadline = model.engine.now().saturating_add(request.timeout);
@@ -50,7 +51,9 @@ async fn pooled(model: &Arc<Hosted>, request: &VectorRequest, tenant: Arc<str>) 
     for (number, prompt) in request.prompts.iter().enumerate() {
         let id = model.next_id();
         let mut engine_request = Request::new(id, prompt.clone(), params.clone());
-        engine_request.tenant = Arc::clone(&tenant);
+        engine_request.tenant = Arc::clone(&who.tenant);
+        engine_request.weight = who.weight;
+        engine_request.tenant_waiting_max = who.queued;
         engine_request.deadline = Some(deadline);
         engine_request.pooling = Some(Pooling::Mean);
         let (done, refused) = (sender.clone(), sender.clone());

@@ -3,24 +3,34 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use deephold_base::{Clock, ErrorCode, SystemClock, rfc3339};
-use deephold_server::admin::{self, AdminAnswer, AdminRequest};
+use deephold_base::rfc3339;
+use deephold_server::access::KeyWish;
+use deephold_server::admin::{AdminAnswer, AdminRequest};
 use deephold_state::ApiKey;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::print_json;
-use crate::cli::{KeyCommand, StateArgs};
+use super::{another_question, ask, now_ms, print_json};
+use crate::cli::KeyCommand;
 use crate::console::{note, out, plain};
-use crate::fail::{fail, invalid};
-use crate::state_dir::StateDir;
+use crate::fail::invalid;
 
 pub(crate) fn run(command: &KeyCommand) -> Result<ExitCode> {
     let (request, state, json) = match command {
         KeyCommand::Create(a) => {
             let day_ms = 24 * 3600 * 1000;
             let expires_ms = a.days.map(|days| now_ms().saturating_add(i64::from(days) * day_ms));
-            let (tenant, owner, models) = (a.tenant.clone(), a.owner.clone(), a.models.clone());
-            (AdminRequest::CreateKey { tenant, owner, role: a.role, models, expires_ms }, &a.state, a.json)
+            let limits = a.limits.changes().into_iter().filter(|(_, value)| !value.is_null()).collect();
+            let wish = KeyWish {
+                tenant: a.tenant.clone(),
+                project: a.project.clone(),
+                owner: a.owner.clone(),
+                role: a.role,
+                models: a.models.clone(),
+                endpoints: a.endpoints.clone(),
+                limits: serde_json::from_value(Value::Object(limits))?,
+                expires_ms,
+            };
+            (AdminRequest::CreateKey(wish), &a.state, a.json)
         }
         KeyCommand::List(a) => (AdminRequest::ListKeys, &a.state, a.json),
         KeyCommand::Rotate(a) => (AdminRequest::RotateKey { id: a.id.clone() }, &a.state, a.json),
@@ -28,9 +38,6 @@ pub(crate) fn run(command: &KeyCommand) -> Result<ExitCode> {
     };
     match ask(state, &request)? {
         AdminAnswer::Refused(why) => Err(invalid(why)),
-        AdminAnswer::ModelChanged | AdminAnswer::Models(_) | AdminAnswer::Progress(_) => {
-            Err(fail(ErrorCode::Internal, "the server answered another question"))
-        }
         AdminAnswer::Revoked if json => print_json(&json!({ "revoked": true })).map(|()| ExitCode::SUCCESS),
         AdminAnswer::Revoked => {
             out!("revoked; requests with it are refused from now on")?;
@@ -55,25 +62,8 @@ pub(crate) fn run(command: &KeyCommand) -> Result<ExitCode> {
             keys.iter().try_for_each(print)?;
             Ok(ExitCode::SUCCESS)
         }
+        _ => Err(another_question()),
     }
-}
-
-fn now_ms() -> i64 {
-    i64::try_from(SystemClock::default().unix_time().as_millis()).unwrap_or(i64::MAX)
-}
-
-/// Through a running server, or on the state itself.
-fn ask(args: &StateArgs, request: &AdminRequest) -> Result<AdminAnswer> {
-    let state = StateDir::of(args)?;
-    if let Some(answer) = admin::ask_server(&state.socket(), request, &mut |_| ())? {
-        return Ok(answer);
-    }
-    if !state.exists() && !matches!(request, AdminRequest::CreateKey { .. }) {
-        let message = format!("there is no state in {}; `deephold serve` begins one", state.path().display());
-        return Err(fail(ErrorCode::NotFound, message));
-    }
-    let (store, log) = state.open()?;
-    Ok(admin::execute(request, &store, &log, now_ms())?)
 }
 
 fn print(key: &ApiKey) -> Result<()> {

@@ -14,12 +14,51 @@ pub(crate) mod perplexity;
 pub(crate) mod quantize;
 pub(crate) mod replay;
 pub(crate) mod serve;
+pub(crate) mod state;
+pub(crate) mod tenant;
+pub(crate) mod usage;
 pub(crate) mod verify;
 
 use anyhow::Result;
+use deephold_base::{Clock, ErrorCode, SystemClock};
+use deephold_server::admin::{self, AdminAnswer, AdminRequest};
 use serde_json::Value;
 
+use crate::cli::StateArgs;
 use crate::console::{self, out, plain};
+use crate::fail::fail;
+use crate::state_dir::StateDir;
+
+fn now_ms() -> i64 {
+    i64::try_from(SystemClock::default().unix_time().as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Through a running server, or on the state itself.
+fn ask(args: &StateArgs, request: &AdminRequest) -> Result<AdminAnswer> {
+    let state = StateDir::of(args)?;
+    if let Some(answer) = admin::ask_server(&state.socket(), request, &mut |_| ())? {
+        return Ok(answer);
+    }
+    let makes_state = matches!(request, AdminRequest::CreateKey(_) | AdminRequest::SetTenant { .. });
+    if !makes_state {
+        needs_state(&state)?;
+    }
+    let (store, log) = state.open()?;
+    Ok(admin::execute(request, &store, &log, now_ms())?)
+}
+
+/// Refuses a folder in which there is nothing to look at.
+fn needs_state(state: &StateDir) -> Result<()> {
+    if state.exists() {
+        return Ok(());
+    }
+    let message = format!("there is no state in {}; `deephold serve` begins one", state.path().display());
+    Err(fail(ErrorCode::NotFound, message))
+}
+
+fn another_question() -> anyhow::Error {
+    fail(ErrorCode::Internal, "the server answered another question")
+}
 
 /// One JSON document on standard output.
 fn print_json(value: &Value) -> Result<()> {

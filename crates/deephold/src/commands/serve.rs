@@ -10,12 +10,13 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 use deephold_base::{Clock, SystemClock};
 use deephold_engine::Machine;
+use deephold_server::access::KeyWish;
 use deephold_server::admin::{AdminAnswer, AdminRequest, execute};
 use deephold_server::{
-    AuditPolicy, HostedEncoder, HostedModel, LoadProgress, ModelFacts, ModelLoader, NewModel, Server,
+    AuditPolicy, HostedEncoder, HostedModel, LoadProgress, ModelFacts, ModelLoader, NewModel, Prices, Server,
     ServerConfig, TlsFiles, local_certificate,
 };
-use deephold_state::{Keys, Role, SqliteStore};
+use deephold_state::{Limits, Role, Store};
 use deephold_weights::verify;
 use sd_notify::NotifyState;
 
@@ -78,6 +79,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         admin_socket: Some(state.socket()),
         secret: Some(state.thinking_secret()?),
         aliases: args.aliases.iter().map(|a| alias(a)).collect::<Result<_>>()?,
+        prices: Prices::parse(&args.currency, &args.prices).map_err(bad_argument)?,
         loader: Some(Arc::new(loader)),
         resident: system::resident,
         ..ServerConfig::default()
@@ -278,11 +280,7 @@ impl ModelLoader for Loader {
 
 /// An admin's key where there is no valid one: shown once. Not where systemd keeps what the program prints: whoever may read its
 /// journal would have the key.
-fn first_key(
-    store: &SqliteStore,
-    log: &deephold_audit::AuditLog,
-    clock: &dyn Clock,
-) -> Result<Option<String>> {
+fn first_key(store: &dyn Store, log: &deephold_audit::AuditLog, clock: &dyn Clock) -> Result<Option<String>> {
     let now_ms = i64::try_from(clock.unix_time().as_millis()).unwrap_or(i64::MAX);
     if store.keys()?.iter().any(|k| k.role == Role::Admin && k.is_valid(now_ms)) {
         return Ok(None);
@@ -293,13 +291,16 @@ fn first_key(
         );
         return Ok(None);
     }
-    let request = AdminRequest::CreateKey {
+    let request = AdminRequest::CreateKey(KeyWish {
         tenant: None,
+        project: None,
         owner: "first start".into(),
         role: Role::Admin,
         models: Vec::new(),
+        endpoints: Vec::new(),
+        limits: Limits::default(),
         expires_ms: None,
-    };
+    });
     match execute(&request, store, log, now_ms)? {
         AdminAnswer::Issued { secret, .. } => Ok(Some(secret)),
         _ => Ok(None),

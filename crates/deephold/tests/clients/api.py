@@ -12,7 +12,7 @@ described = 0
 for path in document["paths"].values():
     for operation in path.values():
         schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
-        if schema:
+        if schema and "model" in schema["properties"]:
             # Which models there are, the description does not tell: it needs no key.
             schema["properties"]["model"] = {"enum": [model]}
         described += 1

@@ -7,6 +7,7 @@ mod common;
 mod guided;
 mod operations;
 mod service;
+mod tenants;
 mod tls;
 
 use std::io::{Read, Write};
@@ -535,12 +536,49 @@ fn a_kill_loses_no_acknowledged_answer() {
 }
 
 /// A log that cannot grow, as on a full disk: nothing is answered, nothing is lost, and it goes on when there is room again.
+/// A question whose record fills the audit log faster than its usage fills the state's journal.
+fn long_question() -> Value {
+    let stops: Vec<String> = (0..12).map(|i| format!("{i}").repeat(500)).collect();
+    object!({ "temperature": 0, "max_tokens": 4, "stop": stops })
+}
+
+/// The state's journal is full before the audit log is.
+#[test]
+fn nothing_is_answered_whose_usage_cannot_be_written() {
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    let service = Service::start_limited(&state, &["--audit-policy", "redacted"]);
+    let ask = || service.ask(object!({ "temperature": 0, "max_tokens": 1 }));
+    let mut answered = 0;
+    let refused = loop {
+        match ask() {
+            response if response.status == 200 => answered += 1,
+            response => break response,
+        }
+        assert!(answered < 1000, "the limit does not hold");
+    };
+    assert_eq!(
+        (refused.status, refused.json()["error"]["code"].clone()),
+        (503, object!("state_unavailable"))
+    );
+    assert_eq!((service.get("/readyz").status, service.get("/healthz").status), (503, 200));
+    // Refused before it computes: no record says that it was asked.
+    let recorded = records(&state, "request").len();
+    assert_eq!(ask().status, 503);
+    assert_eq!(records(&state, "request").len(), recorded);
+    service.lift_limit();
+    assert_eq!((service.get("/readyz").status, ask().status), (200, 200));
+    // What was computed and could not be written is not forgotten either.
+    let rows = json(&["usage", "--json", "--state", text(&state)]);
+    assert_eq!(rows[0]["row"]["requests"].as_u64(), Some(answered + 2), "{rows}");
+}
+
 #[test]
 fn nothing_is_answered_that_cannot_be_recorded() {
     let dir = TempDir::new("serve");
     let state = dir.join("state");
     let service = Service::start_limited(&state, &[]);
-    let ask = || service.ask(object!({ "temperature": 0, "max_tokens": 4 }));
+    let ask = || service.ask(long_question());
     let mut answered = 0;
     let refused = loop {
         match ask() {

@@ -119,7 +119,7 @@ fn answers_go_on_unrecorded_where_that_is_wanted() {
     let dir = TempDir::new("serve");
     let state = dir.join("state");
     let service = Service::start_limited(&state, &["--audit-failure", "answer"]);
-    let ask = || service.ask(object!({ "temperature": 0, "max_tokens": 4 })).status;
+    let ask = || service.ask(crate::long_question()).status;
     let lost = |name: &str| {
         let metrics = service.get("/metrics").body;
         let line = metrics.lines().find(|l| l.starts_with(name)).expect("a metric").to_owned();
@@ -379,7 +379,7 @@ fn clients_come_again_after_a_refusal() {
     let dir = TempDir::new("serve");
     let service = Service::start_limited(&dir.join("state"), &[]);
     let mut asked = 0;
-    while service.ask(object!({ "max_tokens": 4 })).status == 200 {
+    while service.ask(crate::long_question()).status == 200 {
         asked += 1;
         assert!(asked < 1000, "the limit does not hold");
     }

@@ -31,13 +31,19 @@ impl Service {
         Self::start_logged(command, state, more)
     }
 
-    /// With files that cannot grow beyond 64 KiB, as on a full disk, until [`Self::lift_limit`].
+    /// With files that cannot grow beyond 128 KiB, as on a full disk, until [`Self::lift_limit`]. The state is made before that.
     pub(crate) fn start_limited(state: &Path, more: &[&str]) -> Self {
+        let mut first = Self::start(state, more);
+        let key = first.key.clone();
+        first.terminate();
+        assert!(first.child.wait().expect("ended").success());
         // The shell ignores the signal of the limit, so that writing fails as it would on a full disk; so does the program then.
-        let limited = r#"trap '' XFSZ; ulimit -S -f 64; exec "$0" "$@""#;
+        let limited = r#"trap '' XFSZ; ulimit -S -f 128; exec "$0" "$@""#;
         let mut command = Command::new("bash");
         command.args(["-c", limited, env!("CARGO_BIN_EXE_deephold")]);
-        Self::start_by(command, state, more)
+        let mut limited = Self::start_by(command, state, more);
+        limited.key = key;
+        limited
     }
 
     /// Room again.

@@ -68,10 +68,9 @@ pub(super) async fn recorded(
     endpoint: &str,
     request: &VectorRequest,
 ) -> ApiResult<(Vec<Vec<f32>>, usize)> {
-    let who = call.who()?;
-    let mut permit = Permit::of_vectors(&call.app, &call.request_id, endpoint, who, request);
+    let mut permit = Permit::of_vectors(call, endpoint, request)?;
     let tokens = permit.usage.prompt_tokens;
-    match embed(request, who.tenant.clone()).await {
+    match embed(request, call.who()?).await {
         Ok(vectors) => {
             permit.add_vectors(&vectors);
             permit.close(Outcome::Completed).await?;

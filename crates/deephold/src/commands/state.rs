@@ -1,0 +1,77 @@
+//! `deephold state`.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use deephold_server::admin::{AdminAnswer, AdminRequest};
+use deephold_state::{Archive, Contents, Record, read_backup};
+use serde_json::json;
+
+use super::{another_question, ask, needs_state, print_json};
+use crate::cli::StateCommand;
+use crate::console::{note, out, plain};
+use crate::fail::invalid;
+use crate::state_dir::StateDir;
+
+pub(crate) fn run(command: &StateCommand) -> Result<ExitCode> {
+    match command {
+        StateCommand::Backup(args) => {
+            // The server, whose folder may be another one, writes it.
+            let path = std::path::absolute(&args.file)?;
+            let contents = match ask(&args.state, &AdminRequest::BackUp { path })? {
+                AdminAnswer::BackedUp(contents) => contents,
+                AdminAnswer::Refused(why) => return Err(invalid(why)),
+                _ => return Err(another_question()),
+            };
+            if !args.json {
+                note!("keep the folder's keys/ and audit/ beside it: they are no part of the backup");
+            }
+            report("backed_up", "backed up", contents, args.json)
+        }
+        StateCommand::Restore(args) => {
+            let (records, contents) = read(&args.file)?;
+            let state = StateDir::of(&args.state)?;
+            let (store, log) = state.open()?;
+            store.import(&records)?;
+            log.append("state", &json!({ "event": "restored", "contents": contents }))?;
+            report("restored", "restored", contents, args.json)
+        }
+        StateCommand::Check(args) => {
+            let found = match &args.backup {
+                Some(file) => read(file).map(|_| Vec::new())?,
+                None => {
+                    let state = StateDir::of(&args.state)?;
+                    needs_state(&state)?;
+                    state.store()?.check()?
+                }
+            };
+            if args.json {
+                print_json(&json!({ "ok": found.is_empty(), "found": found }))?;
+            } else if found.is_empty() {
+                out!("nothing is wrong")?;
+            } else {
+                found.iter().try_for_each(|line| out!("{}", plain(line)))?;
+            }
+            Ok(if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<(Vec<Record>, Contents)> {
+    let shown = || format!("the backup {}", file.display());
+    let input = File::open(file).with_context(shown)?;
+    read_backup(&mut BufReader::new(input)).with_context(shown)
+}
+
+fn report(name: &str, words: &str, contents: Contents, json: bool) -> Result<ExitCode> {
+    if json {
+        print_json(&json!({ name: contents }))?;
+    } else {
+        let Contents { tenants, projects, keys, usage_rows, .. } = contents;
+        out!("{words}: {tenants} tenants, {projects} projects, {keys} keys, {usage_rows} rows of usage")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
