@@ -180,8 +180,10 @@ pub fn execute(
             if wish.limits.queued.is_some() {
                 return Ok(queued_is_tenants());
             }
-            if wish.expires_ms.is_some_and(|at| at <= now_ms) {
-                return Ok(AdminAnswer::Refused("the key would have expired before its first use".into()));
+            if wish.expires_ms.is_some_and(|at| at < 0) {
+                return Ok(AdminAnswer::Refused(
+                    "the time at which a key ends must not be before 1970".into(),
+                ));
             }
             issued(wish, None)
         }

@@ -67,7 +67,12 @@ impl Server {
         let mut secret = [0; 32];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| ServerError::Random)?;
         let replica = config.replica.clone();
-        let books = Books::open(Arc::clone(&store), Arc::clone(&clock), replica)?;
+        let (asked, of) = (Arc::clone(&store), Arc::clone(&clock));
+        let books = tokio::task::spawn_blocking(move || Books::open(asked, of, replica));
+        let books = books.await.map_err(|e| ServerError::Io {
+            action: "read what was used",
+            source: std::io::Error::other(e),
+        })??;
         let app = Arc::new(App {
             books,
             secret: config.secret.unwrap_or(secret),

@@ -17,6 +17,12 @@ pub enum StateError {
     /// The database refused, or is none.
     #[error("the state's database: {0}; restore it from a backup, or move it away to begin anew")]
     Database(#[from] rusqlite::Error),
+    /// A database on another machine that does not answer, or refuses.
+    #[error("the state's database does not answer: {0}")]
+    Unavailable(String),
+    /// An address that is no good.
+    #[error("the address of the state's database {0}")]
+    Address(String),
     /// A database that a newer program has written.
     #[error(
         "the state's database has format {found}, this program knows up to {known}; use the newer program"
@@ -52,11 +58,13 @@ impl StateError {
     /// The closed code that callers see.
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Io { .. } => ErrorCode::Io,
+            Self::Io { .. } | Self::Unavailable(_) => ErrorCode::Io,
             Self::Newer { .. } => ErrorCode::Unsupported,
-            Self::Database(_) | Self::Value { .. } | Self::Backup { .. } | Self::NotEmpty => {
-                ErrorCode::InvalidInput
-            }
+            Self::Database(_)
+            | Self::Value { .. }
+            | Self::Backup { .. }
+            | Self::NotEmpty
+            | Self::Address(_) => ErrorCode::InvalidInput,
         }
     }
 }

@@ -15,7 +15,7 @@ mod usage;
 pub use archive::{Archive, Contents, Record, read_backup, write_backup};
 pub use error::StateError;
 pub use keys::{ApiKey, Holder, Keys, NewKey, Role};
-pub use sql::SqlStore;
+pub use sql::{PostgresOptions, SqlStore};
 pub use tenants::{DEFAULT_PROJECT, Limits, Project, Tenant, Tenants};
 pub use usage::{Amount, Spending, SpendingRow, Subject, Usage, UsageFilter, UsageRow, Window};
 

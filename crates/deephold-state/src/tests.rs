@@ -3,11 +3,11 @@
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use deephold_testkit::TempDir;
+use deephold_testkit::{PostgresServer, TempDir};
 
 use crate::{
-    Amount, Contents, Limits, NewKey, Project, Record, Role, Spending, SqlStore, StateError, Store, Subject,
-    Tenant, UsageFilter, UsageRow, Window, read_backup, write_backup,
+    Amount, Contents, Limits, NewKey, PostgresOptions, Project, Record, Role, Spending, SqlStore, StateError,
+    Store, Subject, Tenant, UsageFilter, UsageRow, Window, read_backup, write_backup,
 };
 
 fn key(id: &str, byte: u8) -> NewKey {
@@ -196,6 +196,58 @@ fn sqlite_keeps_the_contract() {
     let dir = TempDir::new("state");
     let open = |name: &str| SqlStore::sqlite(&dir.join(name)).unwrap();
     contract(&open("one.db"), &open("other.db"));
+}
+
+fn at(url: String) -> PostgresOptions {
+    PostgresOptions { url, password: Some(PostgresServer::PASSWORD.into()), authority: None }
+}
+
+#[test]
+fn postgres_keeps_the_contract() {
+    let Some(server) = PostgresServer::start(&["fsync=off"]) else { return };
+    let open = |name: &str| SqlStore::postgres(&at(server.database(name))).unwrap();
+    contract(&open("one"), &open("other"));
+    // From one kind of database to the other and back.
+    let dir = TempDir::new("state");
+    let (file, third): (&dyn Store, &dyn Store) =
+        (&SqlStore::sqlite(&dir.join("s.db")).unwrap(), &open("third"));
+    keys_contract(file);
+    third.import(&file.export().unwrap()).unwrap();
+    assert_eq!(third.export().unwrap(), file.export().unwrap());
+}
+
+#[test]
+fn postgres_is_migrated_once_comes_back_and_bounds_its_connections() {
+    let Some(mut server) = PostgresServer::start(&["fsync=off", "max_connections=12"]) else { return };
+    let options = at(server.database("shared"));
+    // Several servers that start at the same time agree on who makes the tables.
+    std::thread::scope(|scope| {
+        let open = || SqlStore::postgres(&options).map(drop);
+        let all: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+        all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+    });
+    let store = SqlStore::postgres(&options).unwrap();
+    let store: &dyn Store = &store;
+    store.create_key(&key("k1", 1), 1).unwrap();
+    // Many callers share a few connections.
+    std::thread::scope(|scope| {
+        let ask = || (0..20).all(|_| store.holder(&[1; 32]).unwrap().is_some());
+        let all: Vec<_> = (0..32).map(|_| scope.spawn(ask)).collect();
+        assert!(all.into_iter().all(|one| one.join().unwrap()));
+    });
+    server.kill();
+    let away = store.keys().unwrap_err();
+    assert!(matches!(away, StateError::Unavailable(_)), "{away}");
+    assert!(!away.to_string().contains(PostgresServer::PASSWORD));
+    server.resume();
+    // What lay idle is of the old server: one call may find that out.
+    let _ = store.keys();
+    assert_eq!(store.keys().unwrap().len(), 1);
+    let wrong = PostgresOptions { password: Some("wrong".into()), ..options.clone() };
+    let refused = SqlStore::postgres(&wrong).err().unwrap().to_string();
+    assert!(refused.contains("28P01"), "{refused}");
+    server.sql("shared", "UPDATE deephold_schema SET version = 99");
+    assert!(matches!(SqlStore::postgres(&options), Err(StateError::Newer { found: 99, .. })));
 }
 
 #[test]

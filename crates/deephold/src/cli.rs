@@ -112,6 +112,20 @@ pub(crate) struct StateArgs {
     pub(crate) config: Option<PathBuf>,
 }
 
+/// Where tenants, keys and usage lie.
+#[derive(Args, Clone, Default)]
+pub(crate) struct StoreArgs {
+    /// A PostgreSQL database that several servers share, as postgres://USER@HOST/DATABASE [default: SQLite in the state folder]
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// A file with the database's password
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store_password_file: Option<PathBuf>,
+    /// Whose certificates the database may show (PEM); without it only one on this machine is spoken to
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store_ca: Option<PathBuf>,
+}
+
 #[derive(Args)]
 pub(crate) struct ServeArgs {
     /// Hugging Face folders or .gguf files, as PATH or NAME=PATH
@@ -171,6 +185,8 @@ pub(crate) struct ServeArgs {
     /// The currency of prices and budgets (ISO 4217)
     #[arg(long, value_name = "CODE", default_value = "EUR")]
     pub(crate) currency: String,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
     #[command(flatten)]
     pub(crate) state: StateArgs,
     #[command(flatten)]

@@ -14,7 +14,7 @@ use deephold_base::ErrorCode;
 use serde_json::{Value, json};
 use toml::de::{DeTable, DeValue};
 
-use crate::cli::{ServeArgs, StateArgs};
+use crate::cli::{ServeArgs, StateArgs, StoreArgs};
 use crate::fail::{fail, invalid};
 use crate::input::read_text_within;
 
@@ -372,6 +372,17 @@ pub(crate) fn serve(matches: &ArgMatches) -> Result<(ServeArgs, Settings)> {
 /// The state folder that the file or the environment names.
 pub(crate) fn state(args: &StateArgs) -> Result<Option<PathBuf>> {
     Ok(Settings::read(args.config.as_deref())?.value("state").map(PathBuf::from))
+}
+
+/// Where the file or the environment says that keys and usage lie.
+pub(crate) fn store(args: &StateArgs) -> Result<StoreArgs> {
+    let settings = Settings::read(args.config.as_deref())?;
+    let path = |id| settings.value(id).map(PathBuf::from);
+    Ok(StoreArgs {
+        store: settings.value("store").map(str::to_owned),
+        store_password_file: path("store_password_file"),
+        store_ca: path("store_ca"),
+    })
 }
 
 /// Every setting with its default, its variable and what it does, as a file whose lines are to be uncommented.

@@ -11,15 +11,23 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use deephold_audit::{AuditLog, Options, SigningKey, write_private};
+use deephold_audit::{AuditLog, Options, SigningKey, hex, read_public_key, write_private};
 use deephold_base::SystemClock;
-use deephold_state::SqlStore;
+use deephold_state::{PostgresOptions, SqlStore};
 
-use crate::cli::StateArgs;
+use crate::cli::{StateArgs, StoreArgs};
 use crate::config;
 use crate::fail::invalid;
+use crate::input::read_text_within;
 
-pub(crate) struct StateDir(PathBuf);
+pub(crate) struct StateDir {
+    path: PathBuf,
+    store: StoreArgs,
+}
+
+/// Bytes of a file with a password, and of one with certificates, at most.
+const SECRET_MAX: u64 = 4 << 10;
+const AUTHORITY_MAX: u64 = 1 << 20;
 
 impl StateDir {
     /// The folder that the arguments name, or the user's.
@@ -30,37 +38,42 @@ impl StateDir {
             state.or_else(|| Some(variable("HOME")?.join(".local/state"))).map(|p| p.join("deephold"))
         };
         let named = args.state.clone().map_or_else(|| config::state(args), |named| Ok(Some(named)))?;
-        let path = named.or_else(default);
-        path.map(Self).ok_or_else(|| invalid("there is no home folder to keep the state in; say --state DIR"))
+        let no_home = || invalid("there is no home folder to keep the state in; say --state DIR");
+        Ok(Self { path: named.or_else(default).ok_or_else(no_home)?, store: StoreArgs::default() })
+    }
+
+    /// With keys and usage where the server's settings say.
+    pub(crate) fn with_store(self, store: &StoreArgs) -> Self {
+        Self { store: store.clone(), ..self }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     pub(crate) fn exists(&self) -> bool {
-        self.0.join("state.db").exists()
+        self.store.store.is_some() || self.path.join("state.db").exists()
     }
 
     pub(crate) fn log_dir(&self) -> PathBuf {
-        self.0.join("audit")
+        self.path.join("audit")
     }
 
     pub(crate) fn public_key(&self) -> PathBuf {
-        self.0.join("keys/audit.pub")
+        self.path.join("keys/audit.pub")
     }
 
     pub(crate) fn tls_dir(&self) -> PathBuf {
-        self.0.join("tls")
+        self.path.join("tls")
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.0.join("admin.sock")
+        self.path.join("admin.sock")
     }
 
     /// What signs thinking that clients send back; made where it is missing.
     pub(crate) fn thinking_secret(&self) -> Result<[u8; 32]> {
-        let path = self.0.join("keys/thinking.key");
+        let path = self.path.join("keys/thinking.key");
         if !path.exists() {
             let mut secret = [0; 32];
             aws_lc_rs::rand::fill(&mut secret).map_err(|_| invalid("the system gives no randomness"))?;
@@ -74,7 +87,7 @@ impl StateDir {
 
     /// Opens the log, then the store; makes what is missing. The log's lock keeps a second server out.
     pub(crate) fn open(&self) -> Result<(SqlStore, AuditLog)> {
-        let key = SigningKey::open_or_create(&self.0.join("keys/audit.key"))?;
+        let key = SigningKey::open_or_create(&self.path.join("keys/audit.key"))?;
         let clock = std::sync::Arc::new(SystemClock::default());
         let log = AuditLog::open(&self.log_dir(), key, Options::default(), clock)?;
         Ok((self.store()?, log))
@@ -82,6 +95,18 @@ impl StateDir {
 
     /// The store alone, also beside a running server.
     pub(crate) fn store(&self) -> Result<SqlStore> {
-        Ok(SqlStore::sqlite(&self.0.join("state.db"))?)
+        let Some(url) = &self.store.store else { return Ok(SqlStore::sqlite(&self.path.join("state.db"))?) };
+        // The end of the line is no part of a password.
+        let password =
+            self.store.store_password_file.as_deref().map(|file| read_text_within(file, SECRET_MAX));
+        let password = password.transpose()?.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+        let authority = self.store.store_ca.as_deref().map(|file| read_text_within(file, AUTHORITY_MAX));
+        let authority = authority.transpose()?.map(String::into_bytes);
+        Ok(SqlStore::postgres(&PostgresOptions { url: url.clone(), password, authority })?)
+    }
+
+    /// This server's name among those that share a store: it goes with the audit log's key, which no other server has.
+    pub(crate) fn replica(&self) -> Result<String> {
+        Ok(hex(&read_public_key(&self.public_key())?[..8]))
     }
 }

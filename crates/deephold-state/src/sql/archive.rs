@@ -17,7 +17,7 @@ fn records(session: &mut dyn Session) -> Result<Vec<Record>, StateError> {
 
 impl Archive for SqlStore {
     fn export(&self) -> Result<Vec<Record>, StateError> {
-        self.read(records)
+        self.snapshot(records)
     }
 
     fn import(&self, records: &[Record]) -> Result<(), StateError> {

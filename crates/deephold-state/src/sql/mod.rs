@@ -4,11 +4,14 @@
 
 mod archive;
 mod migrations;
+mod postgres;
 mod sqlite;
 mod statements;
 
 use std::path::Path;
 
+use postgres::Postgres;
+pub use postgres::PostgresOptions;
 use sqlite::Sqlite;
 
 use crate::StateError;
@@ -125,6 +128,7 @@ pub struct SqlStore(Database);
 
 enum Database {
     Sqlite(Sqlite),
+    Postgres(Postgres),
 }
 
 impl SqlStore {
@@ -136,10 +140,30 @@ impl SqlStore {
         Sqlite::open(path).map(|s| Self(Database::Sqlite(s)))
     }
 
-    /// Reads one state of everything.
+    /// Connects to a database that several servers may share, and brings it to the newest version.
+    ///
+    /// # Errors
+    /// An address that cannot be read or would not be safe; a database that cannot be reached or was written by a newer program.
+    pub fn postgres(options: &PostgresOptions) -> Result<Self, StateError> {
+        Postgres::open(options).map(|p| Self(Database::Postgres(p)))
+    }
+
+    /// Reads; each query sees the newest state.
     fn read<T>(&self, work: impl FnOnce(&mut dyn Session) -> Result<T, StateError>) -> Result<T, StateError> {
         match &self.0 {
             Database::Sqlite(s) => s.read(work),
+            Database::Postgres(p) => p.read(work),
+        }
+    }
+
+    /// Reads one state of everything.
+    fn snapshot<T>(
+        &self,
+        work: impl FnOnce(&mut dyn Session) -> Result<T, StateError>,
+    ) -> Result<T, StateError> {
+        match &self.0 {
+            Database::Sqlite(s) => s.read(work),
+            Database::Postgres(p) => p.snapshot(work),
         }
     }
 
@@ -150,6 +174,7 @@ impl SqlStore {
     ) -> Result<T, StateError> {
         match &self.0 {
             Database::Sqlite(s) => s.write(work),
+            Database::Postgres(p) => p.write(work),
         }
     }
 
@@ -157,6 +182,7 @@ impl SqlStore {
     fn shared(&self) -> bool {
         match &self.0 {
             Database::Sqlite(_) => false,
+            Database::Postgres(_) => true,
         }
     }
 
@@ -164,6 +190,8 @@ impl SqlStore {
     fn damages(&self) -> Result<Vec<String>, StateError> {
         match &self.0 {
             Database::Sqlite(s) => s.damages(),
+            // It checks its pages itself where it is set up to, and no reference can break.
+            Database::Postgres(_) => Ok(Vec::new()),
         }
     }
 }

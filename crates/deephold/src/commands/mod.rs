@@ -25,6 +25,7 @@ use deephold_server::admin::{self, AdminAnswer, AdminRequest};
 use serde_json::Value;
 
 use crate::cli::StateArgs;
+use crate::config as settings;
 use crate::console::{self, out, plain};
 use crate::fail::fail;
 use crate::state_dir::StateDir;
@@ -39,6 +40,7 @@ fn ask(args: &StateArgs, request: &AdminRequest) -> Result<AdminAnswer> {
     if let Some(answer) = admin::ask_server(&state.socket(), request, &mut |_| ())? {
         return Ok(answer);
     }
+    let state = state.with_store(&settings::store(args)?);
     let makes_state = matches!(request, AdminRequest::CreateKey(_) | AdminRequest::SetTenant { .. });
     if !makes_state {
         needs_state(&state)?;

@@ -46,7 +46,7 @@ fn start_log(log: LogArg) {
 }
 
 fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
-    let state = StateDir::of(&args.state)?;
+    let state = StateDir::of(&args.state)?.with_store(&args.store);
     let (store, log) = state.open().with_context(|| format!("the state in {}", state.path().display()))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let machine = machine(&args.engine)?;
@@ -79,6 +79,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         admin_socket: Some(state.socket()),
         secret: Some(state.thinking_secret()?),
         aliases: args.aliases.iter().map(|a| alias(a)).collect::<Result<_>>()?,
+        replica: state.replica()?,
         prices: Prices::parse(&args.currency, &args.prices).map_err(bad_argument)?,
         loader: Some(Arc::new(loader)),
         resident: system::resident,
@@ -87,6 +88,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = Server::start(config, Arc::new(store), log, hosted, clock).await?;
+        let stop = stopped();
         let key = first_key.as_deref();
         let welcome = welcome(&server, args, settings, &models[0].0, key, authority.as_deref());
         // Nobody may be there to read it.
@@ -94,7 +96,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         watch_certificates(&server);
         tell_systemd(&[NotifyState::Ready]);
         keep_watchdog_calm();
-        server.serve(stopped()).await?;
+        server.serve(stop).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -348,25 +350,28 @@ more keys: deephold key create --owner NAME; Ctrl-C stops
 }
 
 /// Resolves with Ctrl-C or SIGTERM; a second one ends the program at once.
-async fn stopped() {
+///
+/// They are listened for from the call on, so that whoever has read that the server serves can stop it.
+fn stopped() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        // Without signals only a kill ends the server.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    tell_systemd(&[NotifyState::Stopping]);
-    note!("stopping: requests may end, nothing new is taken; once more to stop at once");
-    tokio::spawn(async move {
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
+            // Without signals only a kill ends the server.
+            return std::future::pending().await;
+        };
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        std::process::exit(130);
-    });
+        tell_systemd(&[NotifyState::Stopping]);
+        note!("stopping: requests may end, nothing new is taken; once more to stop at once");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            std::process::exit(130);
+        });
+    }
 }

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::{another_question, ask, needs_state, print_json};
 use crate::cli::StateCommand;
+use crate::config;
 use crate::console::{note, out, plain};
 use crate::fail::invalid;
 use crate::state_dir::StateDir;
@@ -33,7 +34,7 @@ pub(crate) fn run(command: &StateCommand) -> Result<ExitCode> {
         }
         StateCommand::Restore(args) => {
             let (records, contents) = read(&args.file)?;
-            let state = StateDir::of(&args.state)?;
+            let state = StateDir::of(&args.state)?.with_store(&config::store(&args.state)?);
             let (store, log) = state.open()?;
             store.import(&records)?;
             log.append("state", &json!({ "event": "restored", "contents": contents }))?;
@@ -43,7 +44,7 @@ pub(crate) fn run(command: &StateCommand) -> Result<ExitCode> {
             let found = match &args.backup {
                 Some(file) => read(file).map(|_| Vec::new())?,
                 None => {
-                    let state = StateDir::of(&args.state)?;
+                    let state = StateDir::of(&args.state)?.with_store(&config::store(&args.state)?);
                     needs_state(&state)?;
                     state.store()?.check()?
                 }

@@ -6,6 +6,7 @@ mod apis;
 mod common;
 mod guided;
 mod operations;
+mod replicas;
 mod service;
 mod tenants;
 mod tls;

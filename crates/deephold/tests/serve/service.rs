@@ -107,7 +107,10 @@ impl Service {
     }
 
     pub(crate) fn get(&self, path: &str) -> Response {
-        let key = &self.key;
+        self.get_as(&self.key, path)
+    }
+
+    pub(crate) fn get_as(&self, key: &str, path: &str) -> Response {
         let head = format!(
             "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n\r\n"
         );

@@ -44,12 +44,6 @@ fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
     response.head.lines().find_map(of)
 }
 
-fn get_as(service: &Service, key: &str, path: &str) -> Response {
-    let head =
-        format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n\r\n");
-    Response::read(service.send(head.as_bytes()))
-}
-
 #[test]
 fn what_is_used_is_known_to_the_token_and_survives_a_kill() {
     let dir = TempDir::new("serve");
@@ -103,12 +97,12 @@ fn what_is_used_is_known_to_the_token_and_survives_a_kill() {
     let service = Service::start(&state, &price);
     take(&chat(&service, &bank, object!({})).json()["usage"]);
     assert_eq!(tokens(&usage(&state, &["--tenant", "bank"])), told.get());
-    let own = get_as(&service, &bank, "/v1/usage").json();
+    let own = service.get_as(&bank, "/v1/usage").json();
     assert_eq!((own["data"].as_array().map(Vec::len), &own["currency"]), (Some(1), &object!("EUR")));
     assert_eq!(own["data"][0]["requests"].as_u64(), Some(requests.get()));
-    assert_eq!(get_as(&service, &bank, "/v1/usage?tenant=grid").status, 400);
-    assert_eq!(get_as(&service, &bank, "/admin/v1/usage").status, 403);
-    let admin = get_as(&service, &json_key(&state), "/admin/v1/usage?format=csv&tenant=grid");
+    assert_eq!(service.get_as(&bank, "/v1/usage?tenant=grid").status, 400);
+    assert_eq!(service.get_as(&bank, "/admin/v1/usage").status, 403);
+    let admin = service.get_as(&json_key(&state), "/admin/v1/usage?format=csv&tenant=grid");
     assert!(admin.head.contains("text/csv") && admin.body.lines().count() == 2, "{}", admin.body);
     let csv = ok(&["usage", "--format", "csv", "--state", text(&state)]);
     assert_eq!(csv.lines().count(), 3);
@@ -179,11 +173,11 @@ fn limits_hold_and_are_told() {
     set(&state, "bank", &["--requests-per-minute", "none", "--cost-per-month", "0.000001"]);
     let refused = chat(&service, &bank, object!({ "max_tokens": 1 }));
     assert!(refused.status == 402 && refused.body.contains("EUR"), "{}", refused.body);
-    let balance = get_as(&service, &bank, "/user/balance").json();
+    let balance = service.get_as(&bank, "/user/balance").json();
     assert_eq!(balance["is_available"], false);
     assert_eq!(balance["balance_infos"][0]["currency"], "EUR");
     set(&state, "bank", &["--cost-per-month", "none", "--tokens-per-month", "1000000"]);
-    let balance = get_as(&service, &bank, "/user/balance").json();
+    let balance = service.get_as(&bank, "/user/balance").json();
     let left: u64 =
         balance["balance_infos"][0]["total_balance"].as_str().expect("text").parse().expect("a number");
     assert_eq!(
@@ -267,7 +261,7 @@ fn a_key_asks_what_it_may_and_administration_works_over_http() {
     assert_eq!(chat(&service, &vectors, object!({})).status, 403);
     let body = object!({ "model": "guide", "input": "x" }).to_string();
     assert_eq!(service.post_as(&vectors, "/v1/embeddings", &body).status, 200);
-    assert_eq!(get_as(&service, &vectors, "/v1/models/guide").status, 200);
+    assert_eq!(service.get_as(&vectors, "/v1/models/guide").status, 200);
     let nowhere = ["key", "create", "--owner", "x", "--endpoint", "/v1/emb", "--state", text(&state)];
     assert!(deephold(&nowhere).err.contains("nothing can be asked"));
 
@@ -340,7 +334,7 @@ fn the_state_is_backed_up_beside_the_server_and_restored_elsewhere() {
     assert!(full.code != 0 && full.err.contains("not empty"), "{}", full.err);
     let service = Service::start(&other, &[]);
     assert!(service.key.is_empty(), "there is an admin already");
-    let balance = get_as(&service, &bank, "/user/balance").json();
+    let balance = service.get_as(&bank, "/user/balance").json();
     assert_eq!(balance["balance_infos"][0]["total_balance"], (5000 - used).to_string());
     assert_eq!(chat(&service, &bank, object!({ "max_tokens": 1 })).status, 200);
     std::fs::write(&file, content.replace("\"weight\":3.0", "\"weight\":9.0")).expect("written");
