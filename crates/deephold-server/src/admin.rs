@@ -170,7 +170,7 @@ pub fn execute(
                 return Ok(no_name(bad));
             }
             if let Some(path) =
-                wish.endpoints.iter().find(|e| !crate::paths().any(|(_, p, _)| lies_below(p, e)))
+                wish.endpoints.iter().find(|e| !crate::routes().any(|r| lies_below(r.path, e)))
             {
                 let shown: String = path.escape_debug().take(60).collect();
                 return Ok(AdminAnswer::Refused(format!(
@@ -179,6 +179,10 @@ pub fn execute(
             }
             if wish.limits.queued.is_some() {
                 return Ok(queued_is_tenants());
+            }
+            let given = json!(wish.limits).as_object().cloned().unwrap_or_default();
+            if let Err(why) = changed(&Limits::default(), &given) {
+                return Ok(AdminAnswer::Refused(why));
             }
             if wish.expires_ms.is_some_and(|at| at < 0) {
                 return Ok(AdminAnswer::Refused(

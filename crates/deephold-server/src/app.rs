@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::admission::{Books, Prices};
 use crate::api::error::{ApiError, ApiResult};
 use crate::backends::{ModelLoader, Models};
+use crate::idempotency::Running;
 use crate::metrics::Metrics;
 use crate::record::AuditPolicy;
 use crate::tls::TlsFiles;
@@ -53,6 +54,8 @@ pub struct ServerConfig {
     pub aliases: Vec<(String, String)>,
     /// What tokens cost.
     pub prices: Prices,
+    /// How long an answer to a request with an `Idempotency-Key` is kept.
+    pub keep_answers: Duration,
     /// This server's name among those that share a store; no other may have it.
     pub replica: String,
     /// What signs thinking that comes back; without one kept, signatures hold until the next start.
@@ -82,6 +85,7 @@ impl Default for ServerConfig {
             admin_socket: None,
             aliases: Vec::new(),
             prices: Prices::default(),
+            keep_answers: Duration::from_secs(24 * 3600),
             replica: "only".into(),
             secret: None,
             loader: None,
@@ -95,6 +99,8 @@ pub(crate) struct App {
     pub(crate) store: Arc<dyn Store>,
     /// What everybody has used.
     pub(crate) books: Books,
+    /// Requests with names of their own that are being computed.
+    pub(crate) running: Running,
     pub(crate) log: AuditLog,
     pub(crate) models: Models,
     pub(crate) metrics: Arc<Metrics>,

@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::admission::Books;
 use crate::app::{App, ServerConfig};
 use crate::backends::{self, Models, NewModel};
+use crate::idempotency::Running;
 use crate::metrics::Metrics;
 use crate::tls::Tls;
 use crate::{ServerError, admin, routes};
@@ -75,6 +76,7 @@ impl Server {
         })??;
         let app = Arc::new(App {
             books,
+            running: Running::default(),
             secret: config.secret.unwrap_or(secret),
             store,
             log,

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, Response, StatusCode};
+use axum::http::{HeaderValue, Method, Response, StatusCode, header};
 use axum::routing::{MethodFilter, on};
 use deephold_state::Role;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -19,6 +19,7 @@ use crate::api::openapi::Operation;
 use crate::api::{admin, anthropic, deepseek, openai, openapi, ops};
 use crate::app::App;
 use crate::call::Call;
+use crate::idempotency;
 
 type Answer = Pin<Box<dyn Future<Output = ApiResult<Response<Body>>> + Send>>;
 
@@ -59,6 +60,23 @@ const fn post(
     describe: fn() -> Operation,
 ) -> Route {
     Route { method: Method::POST, path, roles, handler, describe, errors: ErrorStyle::OpenAi, query: &[] }
+}
+
+/// As [`post`], with errors as DeepSeek's clients read them.
+const fn post_deepseek(
+    path: &'static str,
+    handler: fn(Call) -> Answer,
+    describe: fn() -> Operation,
+) -> Route {
+    Route {
+        method: Method::POST,
+        path,
+        roles: MODELS,
+        handler,
+        describe,
+        errors: ErrorStyle::DeepSeek,
+        query: &[],
+    }
 }
 
 /// As [`post`], with errors as Anthropic's clients read them.
@@ -121,16 +139,53 @@ pub(crate) const ROUTES: &[Route] = &[
     get_with("/v1/usage", EVERYBODY, |c| Box::pin(admin::own_usage(c)), admin::describe_own_usage, admin::OWN_USAGE_QUERY),
     // As DeepSeek's own service has them.
     get("/models", EVERYBODY, |c| Box::pin(openai::models::list(c)), openai::models::describe),
-    post("/chat/completions", MODELS, |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
-    post("/beta/chat/completions", MODELS, |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
-    post("/completions", MODELS, |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
-    post("/beta/completions", MODELS, |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
+    post_deepseek("/chat/completions", |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
+    post_deepseek("/beta/chat/completions", |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
+    post_deepseek("/completions", |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
+    post_deepseek("/beta/completions", |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
     get("/user/balance", MODELS, |c| Box::pin(deepseek::balance(c)), deepseek::describe_balance),
 ];
 
-/// Method, path, and whether it is open to everybody, of every route: for tests and documents. Parameters are in braces.
-pub fn paths() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
-    ROUTES.iter().map(|r| (if r.method == Method::GET { "GET" } else { "POST" }, r.path, r.roles.is_empty()))
+/// A line of the table as others see it.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteInfo {
+    /// `GET` or `POST`.
+    pub method: &'static str,
+    /// Parameters are in braces.
+    pub path: &'static str,
+    /// Who may; everybody, without a key, where it is empty.
+    pub roles: &'static [Role],
+    /// What it does.
+    pub summary: &'static str,
+}
+
+/// Every route: for tests and documents.
+pub fn routes() -> impl Iterator<Item = RouteInfo> {
+    ROUTES.iter().map(|r| RouteInfo {
+        method: if r.method == Method::GET { "GET" } else { "POST" },
+        path: r.path,
+        roles: r.roles,
+        summary: (r.describe)().summary,
+    })
+}
+
+/// The table of `docs/routes.md`.
+pub fn routes_table() -> String {
+    let all = [Role::Admin, Role::Operator, Role::Auditor, Role::App];
+    let mut out = "# Routes and who may ask them\n\nWritten by `cargo run -p deephold-server --example routes`; a test holds it against the router, \
+                   and another asks every route as every role.\n\n| method | path | admin | operator | auditor | app | |\n|---|---|---|---|---|---|---|\n"
+        .to_owned();
+    for route in routes() {
+        let may = |role: &Role| match route.roles {
+            [] => "open",
+            roles if roles.contains(role) => "yes",
+            _ => "",
+        };
+        let cells: Vec<&str> = all.iter().map(may).collect();
+        out +=
+            &format!("| {} | `{}` | {} | {} |\n", route.method, route.path, cells.join(" | "), route.summary);
+    }
+    out
 }
 
 /// Paths and methods that are not in the table, in metrics.
@@ -184,6 +239,9 @@ async fn admitted(
     rates: &Arc<OnceLock<Rates>>,
 ) -> ApiResult<Response<Body>> {
     let (head, body) = request.into_parts();
+    if !names_one_host(&head) {
+        return Err(ApiError::bad_request("the request must name one host (RFC 9112, section 3.2)"));
+    }
     let principal = match route.roles {
         [] => None,
         roles => {
@@ -221,7 +279,31 @@ async fn admitted(
         rates: Arc::clone(rates),
         body: body.to_bytes(),
     };
-    (route.handler)(call).await
+    let named = match route.method == Method::POST && route.roles == MODELS {
+        true => idempotency::name(&head.headers, app.limits.keep_answers)?,
+        false => None,
+    };
+    match (named, &call.principal) {
+        (Some(name), Some(who)) => {
+            let (key, body) = (who.key_id.clone(), call.body.clone());
+            let work = (route.handler)(call);
+            idempotency::once(app, &key, name, (route.path, &body), work).await
+        }
+        _ => (route.handler)(call).await,
+    }
+}
+
+/// Whether a request of HTTP/1.1 names one host, as it must. Nothing is made of the name: no answer repeats it.
+fn names_one_host(head: &axum::http::request::Parts) -> bool {
+    if head.version != axum::http::Version::HTTP_11 {
+        return true;
+    }
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let is_host = |value: &HeaderValue| {
+        let authority = value.to_str().ok().and_then(|text| text.parse::<axum::http::uri::Authority>().ok());
+        authority.is_some_and(|a| !a.host().is_empty() && !a.as_str().contains('@'))
+    };
+    hosts.next().is_some_and(is_host) && hosts.next().is_none()
 }
 
 /// Every response says which request it answers.
@@ -239,4 +321,16 @@ fn answer(
         response.headers_mut().insert("x-request-id", value);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_is_the_routers_table() {
+        let written = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/routes.md"));
+        let hint = "it is stale: cargo run -p deephold-server --example routes > docs/routes.md";
+        assert_eq!(written.ok().as_deref(), Some(&*routes_table()), "{hint}");
+    }
 }

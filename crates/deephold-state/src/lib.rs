@@ -5,6 +5,7 @@
 
 mod archive;
 mod error;
+mod kept;
 mod keys;
 mod sql;
 mod tenants;
@@ -14,12 +15,13 @@ mod usage;
 
 pub use archive::{Archive, Contents, Record, read_backup, write_backup};
 pub use error::StateError;
+pub use kept::{Answers, Claim, Claimed, KEPT_MAX, KeptAnswer};
 pub use keys::{ApiKey, Holder, Keys, NewKey, Role};
 pub use sql::{PostgresOptions, SqlStore};
 pub use tenants::{DEFAULT_PROJECT, Limits, Project, Tenant, Tenants};
 pub use usage::{Amount, Spending, SpendingRow, Subject, Usage, UsageFilter, UsageRow, Window};
 
 /// Everything that a server keeps.
-pub trait Store: Keys + Tenants + Usage + Archive {}
+pub trait Store: Keys + Tenants + Usage + Answers + Archive {}
 
-impl<S: Keys + Tenants + Usage + Archive> Store for S {}
+impl<S: Keys + Tenants + Usage + Answers + Archive> Store for S {}

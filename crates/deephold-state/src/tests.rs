@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use deephold_testkit::{PostgresServer, TempDir};
 
 use crate::{
-    Amount, Contents, Limits, NewKey, PostgresOptions, Project, Record, Role, Spending, SqlStore, StateError,
-    Store, Subject, Tenant, UsageFilter, UsageRow, Window, read_backup, write_backup,
+    Amount, Claim, Claimed, Contents, KEPT_MAX, KeptAnswer, Limits, NewKey, PostgresOptions, Project, Record,
+    Role, Spending, SqlStore, StateError, Store, Subject, Tenant, UsageFilter, UsageRow, Window, read_backup,
+    write_backup,
 };
 
 fn key(id: &str, byte: u8) -> NewKey {
@@ -183,12 +184,48 @@ fn archive_contract(store: &dyn Store, empty: &dyn Store) {
     refused(format!("{}{text}", text.lines().next().map(|l| format!("{l}\n")).unwrap()).as_bytes());
 }
 
+/// What every store of kept answers must do.
+fn answers_contract(store: &dyn Store) {
+    let claim = |name: &str, replica: &str| Claim {
+        key: "k1".into(),
+        name: name.into(),
+        fingerprint: [7; 32],
+        replica: replica.into(),
+        until_ms: 100,
+    };
+    let (mine, theirs) = (claim("a", "one"), claim("a", "two"));
+    assert_eq!(store.claim(&mine, 0).unwrap(), Claimed::New);
+    assert_eq!(store.claim(&theirs, 1).unwrap(), Claimed::Running { replica: "one".into() });
+    assert_eq!(store.claim(&Claim { key: "k2".into(), ..mine.clone() }, 1).unwrap(), Claimed::New);
+    // Only whoever claimed it ends the claim.
+    let answer = KeptAnswer { status: 200, content_type: "text/plain".into(), body: vec![0, 255, 10] };
+    store.release(&theirs).unwrap();
+    store.keep(&theirs, &answer, 500).unwrap();
+    assert_eq!(store.claim(&mine, 1).unwrap(), Claimed::Running { replica: "one".into() });
+    store.keep(&mine, &answer, 500).unwrap();
+    store.release(&mine).unwrap();
+    assert_eq!(store.claim(&theirs, 200).unwrap(), Claimed::Answered(answer.clone()));
+    assert_eq!(store.claim(&Claim { fingerprint: [8; 32], ..mine.clone() }, 200).unwrap(), Claimed::Other);
+    assert_eq!(store.claim(&mine, 500).unwrap(), Claimed::New, "its time is over");
+    store.release(&mine).unwrap();
+    // However many a key has, so many are kept, and the oldest go.
+    for i in 0..KEPT_MAX as i64 + 5 {
+        let one = claim(&i.to_string(), "one");
+        let one = Claim { until_ms: 10_000 + i, ..one };
+        assert_eq!(store.claim(&one, 600).unwrap(), Claimed::New);
+        store.keep(&one, &answer, 10_000 + i).unwrap();
+    }
+    assert_eq!(store.claim(&claim("6", "one"), 600).unwrap(), Claimed::Answered(answer));
+    assert_eq!(store.claim(&claim("5", "one"), 600).unwrap(), Claimed::New);
+}
+
 /// All contracts over two empty stores.
 fn contract(store: &dyn Store, empty: &dyn Store) {
     keys_contract(store);
     tenants_contract(store);
     usage_contract(store);
     archive_contract(store, empty);
+    answers_contract(store);
 }
 
 #[test]
@@ -306,6 +343,19 @@ fn files_of_older_programs_are_brought_forward_and_lose_nothing() {
     assert_eq!((&*holder.key.tenant, holder.weight), ("bank", 1.0));
     let tenants: Vec<_> = store.tenants().unwrap().into_iter().map(|t| (t.name, t.created_ms)).collect();
     assert_eq!(tenants, [("bank".to_owned(), 1_000), ("grid".to_owned(), 3_000)]);
+    assert_eq!(store.check().unwrap(), [""; 0]);
+
+    let store: &dyn Store = &SqlStore::sqlite(&old(&dir, "v2.db")).unwrap();
+    let bank = store.tenant("bank").unwrap().unwrap();
+    assert_eq!((bank.weight, bank.limits.tokens_per_month), (2.0, Some(5_000)));
+    let key = store.keys().unwrap().remove(0);
+    assert_eq!(
+        (&*key.project, &*key.endpoints, key.limits.requests_per_day),
+        ("risk", &["/v1".to_owned()][..], Some(9))
+    );
+    let rows = store.usage(&UsageFilter::default()).unwrap();
+    assert_eq!((rows.len(), rows[0].completion_tokens, rows[0].cost_nanos), (1, 4, 8_000));
+    assert_eq!(store.spending(None).unwrap().len(), 3);
     assert_eq!(store.check().unwrap(), [""; 0]);
 }
 

@@ -179,6 +179,9 @@ pub(crate) struct ServeArgs {
     /// Seconds for requests to end once the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
     pub(crate) drain_time: u32,
+    /// Hours for which an answer to a request with an `Idempotency-Key` is kept; 0 for none
+    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(0..=720))]
+    pub(crate) keep_answers: u32,
     /// What a million tokens of a model cost, as MODEL=PROMPT/CACHED/ANSWER; again for several
     #[arg(long = "price", value_name = "PRICE")]
     pub(crate) prices: Vec<String>,

@@ -30,7 +30,7 @@ impl Rates {
             let Some(left) = left else { continue };
             let wait_ms = left.end_ms.saturating_sub(self.now_ms).max(0);
             let [limit, remaining, reset] = match style {
-                ErrorStyle::OpenAi => {
+                ErrorStyle::OpenAi | ErrorStyle::DeepSeek => {
                     ["limit", "remaining", "reset"].map(|f| format!("x-ratelimit-{f}-{what}"))
                 }
                 ErrorStyle::Anthropic => {
@@ -38,7 +38,9 @@ impl Rates {
                 }
             };
             let end = match style {
-                ErrorStyle::OpenAi => format!("{}s", wait_ms.unsigned_abs().div_ceil(1000)),
+                ErrorStyle::OpenAi | ErrorStyle::DeepSeek => {
+                    format!("{}s", wait_ms.unsigned_abs().div_ceil(1000))
+                }
                 ErrorStyle::Anthropic => rfc3339(Duration::from_millis(left.end_ms.max(0).unsigned_abs())),
             };
             for (name, value) in

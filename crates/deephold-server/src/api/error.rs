@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorStyle {
     OpenAi,
+    /// As OpenAI's; what is wrong with a field has a status of its own.
+    DeepSeek,
     Anthropic,
 }
 
@@ -108,7 +110,7 @@ impl ApiError {
     /// The body.
     pub(crate) fn body(&self, style: ErrorStyle) -> Value {
         match style {
-            ErrorStyle::OpenAi => json!({ "error": {
+            ErrorStyle::OpenAi | ErrorStyle::DeepSeek => json!({ "error": {
                 "message": self.message,
                 "type": self.openai_type(),
                 "param": self.param,
@@ -122,7 +124,12 @@ impl ApiError {
     }
 
     pub(crate) fn response(&self, style: ErrorStyle) -> Response<Body> {
-        let mut response = json_response(self.status, &self.body(style));
+        let is_parameters = self.status == StatusCode::BAD_REQUEST && self.param.is_some();
+        let status = match style {
+            ErrorStyle::DeepSeek if is_parameters => StatusCode::UNPROCESSABLE_ENTITY,
+            _ => self.status,
+        };
+        let mut response = json_response(status, &self.body(style));
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -57,7 +57,7 @@ fn operation(route: &Route) -> Value {
         .collect();
     let mut responses = json!({ "200": { "description": "Done", "content": content } });
     let errors = match route.errors {
-        ErrorStyle::OpenAi => "#/components/schemas/Error",
+        ErrorStyle::OpenAi | ErrorStyle::DeepSeek => "#/components/schemas/Error",
         ErrorStyle::Anthropic => "#/components/schemas/AnthropicError",
     };
     let mut parameters = json!([]);
@@ -73,6 +73,9 @@ fn operation(route: &Route) -> Value {
             ("413", "The body is too large"),
             ("500", "A defect; the server's log says more"),
         ]);
+    }
+    if route.errors == ErrorStyle::DeepSeek && described.request.is_some() {
+        refusals.push(("422", "A field is wrong; `param` names it"));
     }
     if described.may_be_unavailable {
         if described.request.is_some() {

@@ -26,7 +26,12 @@ pub(crate) struct Gone;
 impl EventSender {
     /// Sends a frame as it is.
     pub(crate) async fn raw(&self, text: String) -> Result<(), Gone> {
-        match tokio::time::timeout(STALL, self.0.send(Bytes::from(text))).await {
+        self.bytes(Bytes::from(text)).await
+    }
+
+    /// The same.
+    pub(crate) async fn bytes(&self, bytes: Bytes) -> Result<(), Gone> {
+        match tokio::time::timeout(STALL, self.0.send(bytes)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Gone),
         }

@@ -1,7 +1,7 @@
 //! The schema, step by step, as SQLite writes it; other databases translate its few types.
 
 /// Each takes the database from its index to the next version; never changed once released.
-pub(crate) const MIGRATIONS: [&str; 2] = [
+pub(crate) const MIGRATIONS: [&str; 3] = [
     "CREATE TABLE api_keys (
     id TEXT PRIMARY KEY,
     hash BLOB NOT NULL UNIQUE,
@@ -54,6 +54,18 @@ CREATE TABLE spending (
     spending TEXT NOT NULL,
     PRIMARY KEY (subject, replica)
 ) STRICT;",
+    "CREATE TABLE kept_answers (
+    api_key TEXT NOT NULL,
+    name TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,
+    replica TEXT NOT NULL,
+    until_ms INTEGER NOT NULL,
+    status INTEGER,
+    content_type TEXT,
+    body BLOB,
+    PRIMARY KEY (api_key, name)
+) STRICT;
+CREATE INDEX kept_answers_until ON kept_answers (until_ms);",
 ];
 
 /// The version that this program knows.

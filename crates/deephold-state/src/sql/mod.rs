@@ -3,6 +3,7 @@
 //! A database opens transactions ([`Session`]) and carries values. Parameters are `$1`, `$2`, …
 
 mod archive;
+mod kept;
 mod migrations;
 mod postgres;
 mod sqlite;

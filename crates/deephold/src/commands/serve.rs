@@ -79,6 +79,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         admin_socket: Some(state.socket()),
         secret: Some(state.thinking_secret()?),
         aliases: args.aliases.iter().map(|a| alias(a)).collect::<Result<_>>()?,
+        keep_answers: Duration::from_secs(u64::from(args.keep_answers) * 3600),
         replica: state.replica()?,
         prices: Prices::parse(&args.currency, &args.prices).map_err(bad_argument)?,
         loader: Some(Arc::new(loader)),

@@ -53,7 +53,7 @@ fn deepseeks_paths_and_fields() {
     // The guide has no marks for it, and says so.
     let hole = service
         .post("/beta/completions", &object!({ "model": "guide", "prompt": "def f(", "suffix": "return x" }));
-    assert!(hole.status == 400 && hole.body.contains("\"param\":\"suffix\""), "{}", hole.body);
+    assert!(hole.status == 422 && hole.body.contains("\"param\":\"suffix\""), "{}", hole.body);
     assert_eq!(service.get("/user/balance").json()["is_available"], true);
 
     let models = service.get("/models").json();

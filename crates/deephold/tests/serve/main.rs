@@ -5,8 +5,10 @@ mod apis;
 #[path = "../common/mod.rs"]
 mod common;
 mod guided;
+mod isolation;
 mod operations;
 mod replicas;
+mod security;
 mod service;
 mod tenants;
 mod tls;
@@ -288,8 +290,8 @@ fn every_route_but_health_refuses_without_a_key() {
     let dir = TempDir::new("serve");
     let service = Service::start(&dir.join("state"), &[]);
     let mut closed = 0;
-    for (method, path, open) in deephold_server::paths() {
-        let path = path.replace("{model}", "guide");
+    for deephold_server::RouteInfo { method, path, roles, .. } in deephold_server::routes() {
+        let (path, open) = (path.replace("{model}", "guide"), roles.is_empty());
         for authorization in
             ["", "Authorization: Bearer dh_0\r\n", "Authorization: Basic eDp5\r\n", "x-api-key: dh_0\r\n"]
         {

@@ -298,11 +298,60 @@ fn a_key_asks_what_it_may_and_administration_works_over_http() {
         assert_eq!(service.post(path, &body).status, 400, "{path} {body}");
     }
     let operator = key(&state, "ops", &["--role", "operator"]);
-    for (method, path, _) in
-        deephold_server::paths().filter(|(m, p, _)| *m == "POST" && p.starts_with("/admin"))
-    {
-        assert_eq!(service.post_as(&operator, path, "{}").status, 403, "{method} {path}");
-    }
+    let acts = deephold_server::routes().filter(|r| r.method == "POST" && r.path.starts_with("/admin"));
+    acts.for_each(|r| assert_eq!(service.post_as(&operator, r.path, "{}").status, 403, "{}", r.path));
+}
+
+#[test]
+fn a_request_with_a_name_is_answered_once() {
+    let dir = TempDir::new("serve");
+    let state = dir.join("state");
+    let service = Service::start(&state, &["--max-seqs", "1"]);
+    let key = key(&state, "bank", &[]);
+    let ask = |name: &str, more: Value| {
+        let mut body = object!({ "model": "guide", "prompt": "a", "max_tokens": 12, "temperature": 1.9 });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let body = body.to_string();
+        format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n\
+             Idempotency-Key: {name}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let send = |name: &str, more: Value| Response::read(service.send(ask(name, more).as_bytes()));
+    let (first, second) = (send("a", object!({})), send("a", object!({})));
+    assert_eq!((first.status, header(&first, "idempotent-replayed")), (200, None));
+    assert_eq!((second.status, header(&second, "idempotent-replayed")), (200, Some("true")));
+    assert_eq!(first.json(), second.json(), "without a seed it would differ");
+    let streamed = [send("b", object!({ "stream": true })), send("b", object!({ "stream": true }))];
+    assert_eq!(streamed[0].events(), streamed[1].events());
+    assert!(header(&streamed[1], "content-type").is_some_and(|k| k.starts_with("text/event-stream")));
+    let other = send("a", object!({ "max_tokens": 3 }));
+    assert_eq!((other.status, &other.json()["error"]["code"]), (422, &object!("idempotency_key_reused")));
+    // Whoever hangs up finds the answer when he asks again; meanwhile he hears that it is computed.
+    let slow = object!({ "max_tokens": 400, "logit_bias": { "1": -100 } });
+    drop(service.send(ask("c", slow.clone()).as_bytes()));
+    let mut busy = 0;
+    let answered = loop {
+        match send("c", slow.clone()) {
+            response if response.status == 409 => busy += 1,
+            response => break response,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(answered.status == 200 && busy < 3000, "{}", answered.body);
+    // What is refused may be tried again, and another key has names of its own.
+    assert_eq!(send("d", object!({ "max_tokens": 0 })).status, 400);
+    assert_eq!(send("d", object!({})).status, 200);
+    assert_eq!(send("\u{e9}", object!({})).status, 400);
+    // Each was computed and counted once; who got it again is recorded.
+    let rows = usage(&state, &["--tenant", "bank"]);
+    assert_eq!(rows[0]["requests"], 4, "{rows:?}");
+    assert!(records(&state, "replayed").len() >= 2);
+    drop(service);
+    let service = Service::start(&state, &["--keep-answers", "0"]);
+    let refused = Response::read(service.send(ask("a", object!({})).as_bytes()));
+    assert!(refused.status == 400 && refused.body.contains("Idempotency-Key"), "{}", refused.body);
 }
 
 #[test]
