@@ -54,6 +54,8 @@ pub struct ServerConfig {
     pub aliases: Vec<(String, String)>,
     /// What tokens cost.
     pub prices: Prices,
+    /// What the program may do at all, for the audit log.
+    pub sandbox: String,
     /// How long an answer to a request with an `Idempotency-Key` is kept.
     pub keep_answers: Duration,
     /// This server's name among those that share a store; no other may have it.
@@ -85,6 +87,7 @@ impl Default for ServerConfig {
             admin_socket: None,
             aliases: Vec::new(),
             prices: Prices::default(),
+            sandbox: String::new(),
             keep_answers: Duration::from_secs(24 * 3600),
             replica: "only".into(),
             secret: None,

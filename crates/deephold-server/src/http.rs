@@ -208,7 +208,7 @@ async fn note(app: &App, address: SocketAddr, what: &'static str) -> Result<(), 
     let data = json!({
         "event": what, "program": env!("CARGO_PKG_VERSION"), "address": address.to_string(),
         "models": models, "tls": app.limits.tls.is_some(), "insecure_http": app.limits.insecure_http,
-        "policy": format!("{:?}", app.policy).to_lowercase(), "settings": app.limits.settings,
+        "policy": format!("{:?}", app.policy).to_lowercase(), "sandbox": app.limits.sandbox, "settings": app.limits.settings,
     });
     Ok(app.record("server", &data).await?)
 }

@@ -188,12 +188,24 @@ pub(crate) struct ServeArgs {
     /// The currency of prices and budgets (ISO 4217)
     #[arg(long, value_name = "CODE", default_value = "EUR")]
     pub(crate) currency: String,
+    /// Whether the kernel bounds what the program may do: no writing outside of its state, no other program, no connection
+    #[arg(long, value_enum, default_value_t = SandboxArg::Auto)]
+    pub(crate) sandbox: SandboxArg,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
     #[command(flatten)]
     pub(crate) state: StateArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SandboxArg {
+    /// As far as the kernel has the means
+    Auto,
+    /// The server does not start without all of it
+    Require,
+    Off,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

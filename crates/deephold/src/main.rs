@@ -11,6 +11,7 @@ mod guide;
 mod guided;
 mod input;
 mod loaded;
+mod sandbox;
 mod state_dir;
 mod system;
 mod terminal;

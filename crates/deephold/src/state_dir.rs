@@ -11,7 +11,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use deephold_audit::{AuditLog, Options, SigningKey, hex, read_public_key, write_private};
+use deephold_audit::{
+    AuditLog, Options, SigningKey, create_private_dir, hex, read_public_key, write_private,
+};
 use deephold_base::SystemClock;
 use deephold_state::{PostgresOptions, SqlStore};
 
@@ -25,6 +27,8 @@ pub(crate) struct StateDir {
     store: StoreArgs,
 }
 
+/// Large answers of name servers come over TCP.
+const DNS: u16 = 53;
 /// Bytes of a file with a password, and of one with certificates, at most.
 const SECRET_MAX: u64 = 4 << 10;
 const AUTHORITY_MAX: u64 = 1 << 20;
@@ -95,14 +99,33 @@ impl StateDir {
 
     /// The store alone, also beside a running server.
     pub(crate) fn store(&self) -> Result<SqlStore> {
-        let Some(url) = &self.store.store else { return Ok(SqlStore::sqlite(&self.path.join("state.db"))?) };
+        match self.postgres()? {
+            None => Ok(SqlStore::sqlite(&self.path.join("state.db"))?),
+            Some(options) => Ok(SqlStore::postgres(&options)?),
+        }
+    }
+
+    /// Where a shared store is; none for SQLite in this folder.
+    fn postgres(&self) -> Result<Option<PostgresOptions>> {
+        let Some(url) = &self.store.store else { return Ok(None) };
         // The end of the line is no part of a password.
         let password =
             self.store.store_password_file.as_deref().map(|file| read_text_within(file, SECRET_MAX));
         let password = password.transpose()?.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
         let authority = self.store.store_ca.as_deref().map(|file| read_text_within(file, AUTHORITY_MAX));
         let authority = authority.transpose()?.map(String::into_bytes);
-        Ok(SqlStore::postgres(&PostgresOptions { url: url.clone(), password, authority })?)
+        Ok(Some(PostgresOptions { url: url.clone(), password, authority }))
+    }
+
+    /// The ports to which the store connects, and that of the names that its address may need.
+    pub(crate) fn connects(&self) -> Result<Vec<u16>> {
+        let Some(options) = self.postgres()? else { return Ok(Vec::new()) };
+        Ok([options.ports()?, vec![DNS]].concat())
+    }
+
+    /// Makes the folder, for its owner alone.
+    pub(crate) fn make(&self) -> Result<()> {
+        Ok(create_private_dir(&self.path)?)
     }
 
     /// This server's name among those that share a store: it goes with the audit log's key, which no other server has.

@@ -54,6 +54,10 @@ fn request(call: &Call, name: &str) -> ApiResult<AdminRequest> {
     if map.contains_key("act") {
         return Err(ApiError::param("act", "is not a field"));
     }
+    // A record would also be read from a list of its values in order.
+    if map.get("limits").is_some_and(|limits| !limits.is_object()) {
+        return Err(ApiError::param("limits", "must be an object"));
+    }
     map.insert("act".into(), json!(name));
     serde_json::from_value(map.into()).map_err(|e| ApiError::bad_request(format!("the body is wrong: {e}")))
 }

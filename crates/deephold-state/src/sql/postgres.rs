@@ -41,6 +41,18 @@ pub struct PostgresOptions {
     pub authority: Option<Vec<u8>>,
 }
 
+impl PostgresOptions {
+    /// The ports that its address names.
+    ///
+    /// # Errors
+    /// An address that cannot be read.
+    pub fn ports(&self) -> Result<Vec<u16>, StateError> {
+        let config: Config =
+            self.url.parse().map_err(|e: postgres::Error| StateError::Address(e.to_string()))?;
+        Ok(if config.get_ports().is_empty() { vec![5432] } else { config.get_ports().to_vec() })
+    }
+}
+
 struct Connection {
     client: Client,
     statements: HashMap<String, Statement>,

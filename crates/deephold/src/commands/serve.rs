@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ArgMatches;
-use deephold_base::{Clock, SystemClock};
+use deephold_base::{Clock, ErrorCode, SystemClock};
 use deephold_engine::Machine;
 use deephold_server::access::KeyWish;
 use deephold_server::admin::{AdminAnswer, AdminRequest, execute};
@@ -21,11 +21,12 @@ use deephold_weights::verify;
 use sd_notify::NotifyState;
 
 use crate::answer::recommended;
-use crate::cli::{AuditFailureArg, AuditPolicyArg, EngineArgs, LogArg, ServeArgs, value_name};
+use crate::cli::{AuditFailureArg, AuditPolicyArg, EngineArgs, LogArg, SandboxArg, ServeArgs, value_name};
 use crate::config::{self, Settings};
 use crate::console::{self, note};
-use crate::fail::bad_argument;
+use crate::fail::{bad_argument, fail};
 use crate::loaded::{Progress, chat_format, digest, load_checkpoint, load_encoder, machine, open};
+use crate::sandbox::{self, Needs};
 use crate::state_dir::StateDir;
 use crate::{guide, system, terminal};
 
@@ -47,6 +48,8 @@ fn start_log(log: LogArg) {
 
 fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
     let state = StateDir::of(&args.state)?.with_store(&args.store);
+    let inherited = listenfd::ListenFd::from_env().take_tcp_listener(0)?;
+    let sandbox = confine(args, &state, inherited.is_some())?;
     let (store, log) = state.open().with_context(|| format!("the state in {}", state.path().display()))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let machine = machine(&args.engine)?;
@@ -56,7 +59,6 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         models.iter().map(|(name, path)| loader.host(name, Path::new(path), &mut terminal::phases()));
     let hosted: Vec<NewModel> = hosted.collect::<Result<_>>()?;
     let first_key = first_key(&store, &log, &*clock)?;
-    let inherited = listenfd::ListenFd::from_env().take_tcp_listener(0)?;
     let bind = inherited.as_ref().map_or(Ok(args.bind), std::net::TcpListener::local_addr)?;
     let tls = tls(args, bind, &state, &*clock)?;
     let authority = tls.as_ref().filter(|_| args.tls_cert.is_none()).map(|_| state.tls_dir().join("ca.pem"));
@@ -80,6 +82,7 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         secret: Some(state.thinking_secret()?),
         aliases: args.aliases.iter().map(|a| alias(a)).collect::<Result<_>>()?,
         keep_answers: Duration::from_secs(u64::from(args.keep_answers) * 3600),
+        sandbox,
         replica: state.replica()?,
         prices: Prices::parse(&args.currency, &args.prices).map_err(bad_argument)?,
         loader: Some(Arc::new(loader)),
@@ -100,6 +103,34 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         server.serve(stop).await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Enters the sandbox before any other thread is there; how far the kernel had the means, for the audit log.
+fn confine(args: &ServeArgs, state: &StateDir, has_socket: bool) -> Result<String> {
+    if args.sandbox == SandboxArg::Off {
+        return Ok("off".to_owned());
+    }
+    state.make().with_context(|| format!("the state in {}", state.path().display()))?;
+    let listens = (!has_socket).then_some(args.bind.port());
+    let granted = sandbox::enter(&Needs { state: state.path(), listens, connects: &state.connects()? })?;
+    if !granted.is_whole() {
+        let words = format!("landlock: {}, seccomp: {}", granted.landlock, granted.seccomp);
+        if args.sandbox == SandboxArg::Require {
+            let hint =
+                "Linux 6.7 with Landlock and seccomp has the means; `--sandbox auto` takes what there is";
+            return Err(fail(
+                ErrorCode::Unsupported,
+                format!("the kernel grants no whole sandbox ({words}); {hint}"),
+            ));
+        }
+        tracing::warn!(
+            landlock = granted.landlock,
+            seccomp = granted.seccomp,
+            "the kernel grants no whole sandbox"
+        );
+        return Ok(words);
+    }
+    Ok("full".to_owned())
 }
 
 /// A word to systemd, where it started the program and listens.

@@ -20,13 +20,26 @@ use crate::state_dir::StateDir;
 pub(crate) fn run(command: &StateCommand) -> Result<ExitCode> {
     match command {
         StateCommand::Backup(args) => {
-            // The server, whose folder may be another one, writes it.
-            let path = std::path::absolute(&args.file)?;
-            let contents = match ask(&args.state, &AdminRequest::BackUp { path })? {
-                AdminAnswer::BackedUp(contents) => contents,
-                AdminAnswer::Refused(why) => return Err(invalid(why)),
-                _ => return Err(another_question()),
+            let mut file = private_file(&args.file)?;
+            // A running server writes in its own folder alone; from there it is ours to carry.
+            let own = StateDir::of(&args.state)?.path().join(format!("backup-{}.tmp", std::process::id()));
+            let path = std::path::absolute(&own)?;
+            let contents = match ask(&args.state, &AdminRequest::BackUp { path }) {
+                Ok(AdminAnswer::BackedUp(contents)) => contents,
+                other => {
+                    std::fs::remove_file(&args.file)?;
+                    return Err(match other {
+                        Ok(AdminAnswer::Refused(why)) => invalid(why),
+                        Ok(_) => another_question(),
+                        Err(e) => e,
+                    });
+                }
             };
+            let carried = File::open(&own)
+                .and_then(|mut from| std::io::copy(&mut from, &mut file))
+                .and_then(|_| file.sync_all());
+            std::fs::remove_file(&own)?;
+            carried.with_context(|| format!("cannot write {}", args.file.display()))?;
             if !args.json {
                 note!("keep the folder's keys/ and audit/ beside it: they are no part of the backup");
             }
@@ -59,6 +72,14 @@ pub(crate) fn run(command: &StateCommand) -> Result<ExitCode> {
             Ok(if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
     }
+}
+
+/// A new file that its owner alone reads; a backup of another time is not to be lost.
+fn private_file(path: &Path) -> Result<File> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn read(file: &Path) -> Result<(Vec<Record>, Contents)> {

@@ -174,6 +174,24 @@ fn systemd_is_told_when_the_server_is_ready_and_when_it_stops() {
 }
 
 /// A socket that was opened before, as by systemd, also for an address that the program itself could not have.
+/// What the kernel says of a server: the start's record and the process's own state. What is refused is shown beside the sandbox's code.
+#[test]
+fn a_server_is_confined_unless_that_is_turned_off() {
+    let dir = TempDir::new("serve");
+    for (sandbox, recorded, mode) in [("require", "full", "2"), ("off", "off", "0")] {
+        let state = dir.join(sandbox);
+        let service = Service::start(&state, &["--sandbox", sandbox]);
+        assert_eq!(service.ask(object!({ "max_tokens": 1 })).status, 200);
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", service.child.id())).expect("a status");
+        let line = status.lines().find_map(|l| l.strip_prefix("Seccomp:")).expect("a line");
+        assert_eq!(
+            (line.trim(), &records(&state, "server")[0]["data"]["sandbox"]),
+            (mode, &object!(recorded))
+        );
+    }
+}
+
 #[test]
 fn a_socket_may_be_inherited() {
     let Some(python) = openai_python() else { return };
