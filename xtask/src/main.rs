@@ -4,6 +4,7 @@ mod bench_report;
 mod licenses;
 mod metadata;
 mod prove;
+mod sbom;
 mod tidy;
 mod versus;
 
@@ -18,10 +19,11 @@ fn main() -> ExitCode {
         "licenses" => licenses::check(&root()),
         "prove" => prove::prove(&root(), args.first().map(String::as_str)).map(|()| Vec::new()),
         "versus-llama-cpp" => versus::run(&root(), &args).map(|()| Vec::new()),
+        "sbom" => sbom::run(&root(), args.first().is_some_and(|a| a == "--check")),
         "bench-report" => bench_report::run(&root(), args.first().is_some_and(|a| a == "--check")),
         _ => {
             eprintln!(
-                "usage: cargo xtask tidy | licenses | prove NAME | versus-llama-cpp | bench-report [--check]"
+                "usage: cargo xtask tidy | licenses | prove NAME | versus-llama-cpp | bench-report [--check] | sbom [--check]"
             );
             return ExitCode::from(2);
         }

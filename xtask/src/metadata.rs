@@ -10,11 +10,20 @@ use std::process::Command;
 /// # Errors
 /// Cargo cannot be run or refuses the manifests.
 pub(crate) fn read(root: &Path, dependencies: bool) -> Result<Value> {
+    run(root, if dependencies { &[] } else { &["--no-deps"] })
+}
+
+/// As [`read`] with dependencies, without those of other platforms.
+///
+/// # Errors
+/// As there.
+pub(crate) fn read_for(root: &Path, platform: &str) -> Result<Value> {
+    run(root, &["--filter-platform", platform])
+}
+
+fn run(root: &Path, more: &[&str]) -> Result<Value> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root).args(["metadata", "--format-version", "1", "--locked"]);
-    if !dependencies {
-        command.arg("--no-deps");
-    }
+    command.current_dir(root).args(["metadata", "--format-version", "1", "--locked"]).args(more);
     let output = command.output().context("cannot run cargo metadata")?;
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(serde_json::from_slice(&output.stdout)?)

@@ -136,11 +136,13 @@ pub(crate) async fn authenticate(headers: &HeaderMap, app: &Arc<App>) -> ApiResu
     }
     let hash = hash(secret);
     let found = app.ask_store(move |store| store.holder(&hash)).await?;
-    // The store looks up by the hash of 256 random bits, whose timing tells nothing of the secret; compared once more in
-    // constant time, so that no index decides alone.
-    let is_held =
-        |h: &Holder| verify_slices_are_equal(&h.key.hash, &hash).is_ok() && h.key.is_valid(app.unix_ms());
-    found.filter(is_held).map(Principal::from).ok_or_else(wrong)
+    found.filter(|holder| is_of(holder, &hash, app.unix_ms())).map(Principal::from).ok_or_else(wrong)
+}
+
+/// Whether a holder's key is the one with this hash, and holds. The store looks up by the hash of 256 random bits, whose timing tells nothing
+/// of the secret; compared once more in constant time, so that no index or collation decides alone.
+fn is_of(holder: &Holder, hash: &[u8; 32], now_ms: i64) -> bool {
+    verify_slices_are_equal(&holder.key.hash, hash).is_ok() && holder.key.is_valid(now_ms)
 }
 
 impl From<Holder> for Principal {
@@ -170,5 +172,40 @@ impl From<Holder> for Principal {
             queued: queued.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
             queue_time: queue_ms.map(Duration::from_millis),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_its_hash_whatever_the_store_found() {
+        let secret = hash("dh_0");
+        let key = ApiKey {
+            id: "key-1".into(),
+            hash: secret,
+            tenant: "t".into(),
+            project: "p".into(),
+            owner: "o".into(),
+            role: Role::App,
+            models: vec!["a".into()],
+            endpoints: vec!["/v1/chat".into()],
+            limits: Limits::default(),
+            created_ms: 0,
+            expires_ms: Some(10),
+            revoked_ms: None,
+        };
+        let holder =
+            Holder { key, weight: 1.0, tenant_limits: Limits::default(), project_limits: Limits::default() };
+        assert!(is_of(&holder, &secret, 9) && !is_of(&holder, &secret, 10));
+        for bit in 0..256 {
+            let mut other = secret;
+            other[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_of(&holder, &other, 9), "bit {bit}");
+        }
+        let who = Principal::from(holder);
+        assert!(who.may_use("a") && !who.may_use("b"));
+        assert!(who.may_ask("/v1/chat/completions") && who.may_ask("/v1/chat") && !who.may_ask("/v1/chats"));
     }
 }

@@ -55,6 +55,8 @@ pub(crate) enum Command {
     /// Check and read the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Print what this program is made of, with versions and licences (CycloneDX)
+    Sbom,
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }

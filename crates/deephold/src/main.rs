@@ -62,6 +62,7 @@ fn main() -> ExitCode {
         Command::Audit(AuditCommand::Show(args)) => commands::audit::show(&args),
         Command::Audit(AuditCommand::Export(args)) => commands::audit::export(&args),
         Command::Audit(AuditCommand::Replay(args)) => commands::replay::run(&args),
+        Command::Sbom => commands::sbom::run(),
         Command::Completions(args) => commands::completions::run(&args),
     };
     match result {

@@ -13,6 +13,7 @@ pub(crate) mod model;
 pub(crate) mod perplexity;
 pub(crate) mod quantize;
 pub(crate) mod replay;
+pub(crate) mod sbom;
 pub(crate) mod serve;
 pub(crate) mod state;
 pub(crate) mod tenant;

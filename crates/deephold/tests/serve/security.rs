@@ -2,14 +2,17 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use deephold_state::Role;
-use deephold_testkit::TempDir;
+use deephold_testkit::{TempDir, skip};
 use serde_json::json as object;
 
-use crate::common::{json, text};
+use crate::common::{json, ok, text};
 use crate::service::{Response, Service};
+use crate::{openai_python, run_script};
 
 fn raw(service: &Service, bytes: &str) -> String {
     let mut stream = TcpStream::connect(&service.address).expect("a connection");
@@ -106,7 +109,7 @@ fn other_sites_hosts_and_addresses_get_nothing() {
     let dir = TempDir::new("serve");
     let state = dir.join("state");
     let log = dir.join("log");
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_deephold"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_deephold"));
     command.stderr(std::fs::File::create(&log).expect("a log"));
     let service = Service::start_logged(command, &state, &["--log", "json"]);
     let key = &service.key;
@@ -155,4 +158,32 @@ fn other_sites_hosts_and_addresses_get_nothing() {
         }
     }
     assert!(written.contains("/v1/completions"), "{written}");
+}
+
+#[test]
+fn the_list_of_parts_is_one() {
+    let printed = ok(&["sbom"]);
+    assert!(printed.contains("\"pkg:cargo/rustls@") && !printed.contains("pkg:cargo/windows-sys"));
+    let Some(python) = openai_python() else { return };
+    let dir = TempDir::new("sbom");
+    let file = dir.join("sbom.cdx.json");
+    std::fs::write(&file, printed).expect("a file");
+    run_script(&python, None, &["sbom.py", text(&file)]);
+}
+
+/// The figure that systemd gives the shipped unit: 0 is closed, 10 is open.
+#[test]
+fn the_unit_of_systemd_is_hardened() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/systemd/deephold.service");
+    let asked = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--no-pager", text(&unit)])
+        .output();
+    let Some(asked) = asked.ok().filter(|out| out.status.success()) else {
+        skip("needs systemd-analyze (Debian's package systemd)");
+        return;
+    };
+    let said = String::from_utf8_lossy(&asked.stdout);
+    let last = said.lines().last().and_then(|line| line.split("service: ").nth(1)).expect("a figure");
+    let figure: f64 = last.split_whitespace().next().expect("a figure").parse().expect("a number");
+    assert!(figure <= 1.5, "{said}");
 }
