@@ -145,7 +145,7 @@ impl Walk {
     async fn whole(mut self) -> ApiResult<Value> {
         while let Some(delta) = self.next().await {
             if let Err(e) = delta {
-                self.close(Outcome::Failed).await?;
+                self.close(Outcome::of_error(&e)).await?;
                 return Err(e);
             }
         }
@@ -170,7 +170,7 @@ impl Walk {
                     }
                     Ok(None) => break,
                     Ok(Some(Err(e))) => {
-                        let _ = self.close(Outcome::Failed).await;
+                        let _ = self.close(Outcome::of_error(&e)).await;
                         return events.raw(self.writer.failed(&e)).await;
                     }
                     Ok(Some(Ok(delta))) => delta,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use axum::http::StatusCode;
 use deephold_audit::AuditError;
 use serde_json::{Value, json};
 
@@ -33,6 +34,14 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    /// What an error makes of a request: only one that was taken and broke off has used anything.
+    pub(crate) fn of_error(error: &ApiError) -> Self {
+        match error.status {
+            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::REQUEST_TIMEOUT => Self::Failed,
+            _ => Self::Refused,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Completed => "completed",

@@ -77,7 +77,7 @@ pub(super) async fn recorded(
             Ok((vectors, tokens))
         }
         Err(e) => {
-            permit.close(Outcome::Failed).await?;
+            permit.close(Outcome::of_error(&e)).await?;
             Err(e)
         }
     }
