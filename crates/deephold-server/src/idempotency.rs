@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::admission::recordable;
+use crate::admission::unrecordable;
 use crate::api::error::{ApiError, ApiResult};
 use crate::api::sse::{lines, stream};
 use crate::app::App;
@@ -104,9 +104,8 @@ pub(crate) async fn once(
             let record =
                 json!({ "key": claim.key, "name": claim.name, "asked_sha256": hex(&claim.fingerprint) });
             // Who got an answer is recorded, also where it is an old one.
-            let recorded = app.record("replayed", &record).await;
-            if recorded.is_err() && app.limits.refuse_unrecorded {
-                recordable(app).await?;
+            if app.record("replayed", &record).await.is_err() && app.limits.refuse_unrecorded {
+                return Err(unrecordable());
             }
             return Ok(again(answer));
         }

@@ -9,7 +9,7 @@ mod rates;
 
 pub(crate) use books::Books;
 pub(crate) use ledger::{Bound, Unit};
-pub(crate) use permit::{Outcome, Permit, recordable};
+pub(crate) use permit::{Outcome, Permit, recordable, unrecordable};
 pub use prices::Prices;
 pub(crate) use prices::amount_text;
 pub(crate) use rates::Rates;

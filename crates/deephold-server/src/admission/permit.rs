@@ -74,7 +74,7 @@ async fn resume(app: &App) -> Result<(), AuditError> {
     Ok(())
 }
 
-fn unrecordable() -> ApiError {
+pub(crate) fn unrecordable() -> ApiError {
     let message = "the audit log takes no records, so nothing is answered; its disk may be full";
     ApiError::unavailable("audit_unavailable", message)
 }

@@ -43,13 +43,13 @@ pub(crate) struct KeyCreateArgs {
     /// Days after which it ends [default: never]
     #[arg(long, value_name = "DAYS")]
     pub(crate) days: Option<u32>,
-    #[command(flatten)]
-    pub(crate) limits: LimitArgs,
     /// One JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) state: StateArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 fn parse_role(name: &str) -> Result<deephold_state::Role, String> {
@@ -110,20 +110,25 @@ fn parse_seconds(text: &str) -> Result<LimitChange, String> {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Limits, each a number or `none`; windows are those of the calendar in UTC")]
 pub(crate) struct LimitArgs {
+    /// Requests that end within a minute
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     requests_per_minute: Option<LimitChange>,
+    /// Requests that end within a day
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     requests_per_day: Option<LimitChange>,
+    /// Requests that end within a month
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     requests_per_month: Option<LimitChange>,
-    /// Tokens of prompts and answers together
+    /// Tokens of prompts and answers together within a minute
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     tokens_per_minute: Option<LimitChange>,
+    /// The same within a day
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     tokens_per_day: Option<LimitChange>,
+    /// The same within a month
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     tokens_per_month: Option<LimitChange>,
-    /// By the prices of `serve`
+    /// Costs within a month, by the prices of `serve`
     #[arg(long, value_name = "SUM", value_parser = parse_money)]
     cost_per_month: Option<LimitChange>,
     /// Requests at the same time
@@ -176,13 +181,13 @@ pub(crate) struct TenantSetArgs {
     /// Its share of the machine against others', 0.01 to 100 [default: 1 for a new tenant]
     #[arg(long, value_name = "X", conflicts_with = "project")]
     pub(crate) weight: Option<f64>,
-    #[command(flatten)]
-    pub(crate) limits: LimitArgs,
     /// One JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) state: StateArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 fn parse_day(text: &str) -> Result<i64, String> {

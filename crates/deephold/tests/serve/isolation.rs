@@ -67,19 +67,21 @@ fn a_thief_learns_nothing_from_the_time_of_his_first_token() {
         |round: usize, kind: &str| format!("{round} {kind} {}", "a secret of the house, ".repeat(45));
     let (mut sent, mut unsent, mut own, mut fresh) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..PROBES {
-        probe(&service, &victim, &prompt(round, "sent"));
-        // In turns, each first as often as second, so that what the machine does besides falls on both alike.
-        let mut pair = [("sent", &mut sent), ("else", &mut unsent)];
-        if round % 2 == 1 {
+        // Each word is as often the one that was sent, and each probe as often the first of its pair: what words and turns cost falls on
+        // both alike.
+        let words = if round % 2 == 0 { ["left", "right"] } else { ["right", "left"] };
+        probe(&service, &victim, &prompt(round, words[0]));
+        let mut pair = [(words[0], &mut sent), (words[1], &mut unsent)];
+        if round / 2 % 2 == 1 {
             pair.reverse();
         }
-        for (kind, times) in pair {
-            let (took, cached) = probe(&service, &thief, &prompt(round, kind));
+        for (word, times) in pair {
+            let (took, cached) = probe(&service, &thief, &prompt(round, word));
             assert_eq!(cached, 0, "the usage tells it outright");
             times.push(took);
         }
         // The control: what the thief himself has sent is faster.
-        own.push(probe(&service, &thief, &prompt(round, "sent")).0);
+        own.push(probe(&service, &thief, &prompt(round, words[0])).0);
         fresh.push(probe(&service, &thief, &prompt(round, "new")).0);
         std::thread::sleep(Duration::from_millis(1));
     }
