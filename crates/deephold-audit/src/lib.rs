@@ -49,5 +49,5 @@ pub use key::{SigningKey, read_public_key};
 pub use log::AuditLog;
 pub use options::{FsyncPolicy, Options};
 pub use read::{Filter, Reader, Record};
-pub use storage::{create_private_dir, write_private};
+pub use storage::{create_private_dir, create_private_file, write_private};
 pub use verify::{Finding, VerifyReport, verify};

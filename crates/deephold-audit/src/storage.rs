@@ -151,6 +151,18 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_whole(path, bytes, Some(0o600))
 }
 
+/// Makes a file that is not there yet, for its owner alone.
+///
+/// # Errors
+/// The system's; a file that is there.
+pub fn create_private_file(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
 /// Makes a folder and those above it, for its owner alone, each durable in the one that holds it.
 ///
 /// # Errors

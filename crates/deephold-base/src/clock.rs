@@ -11,6 +11,11 @@ pub trait Clock: Send + Sync {
 
     /// Time since 1970 (UTC), for records and calendars; may jump when someone sets the system's clock.
     fn unix_time(&self) -> Duration;
+
+    /// The same in whole milliseconds, as databases and the wire hold it.
+    fn unix_ms(&self) -> i64 {
+        i64::try_from(self.unix_time().as_millis()).unwrap_or(i64::MAX)
+    }
 }
 
 /// The machine's monotonic clock, its origin the moment it was made.

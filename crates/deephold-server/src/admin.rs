@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use deephold_audit::AuditLog;
+use deephold_audit::{AuditLog, create_private_file};
 use deephold_state::{
     ApiKey, Contents, Limits, Project, StateError, Store, Tenant, UsageFilter, UsageRow, write_backup,
 };
@@ -223,8 +223,8 @@ pub fn execute(
         }
         AdminRequest::Usage(filter) => Ok(AdminAnswer::Usage(store.usage(filter)?)),
         AdminRequest::BackUp { path } => {
-            let mut file = match private_file(path) {
-                Ok(file) => file,
+            let mut file = match create_private_file(path) {
+                Ok(file) => BufWriter::new(file),
                 Err(e) => return Ok(AdminAnswer::Refused(format!("{} cannot be made: {e}", path.display()))),
             };
             let written = write_backup(store, env!("CARGO_PKG_VERSION"), now_ms, &mut file);
@@ -322,14 +322,6 @@ fn changed(old: &Limits, changes: &Map<String, Value>) -> Result<Limits, String>
 
 fn queued_is_tenants() -> AdminAnswer {
     AdminAnswer::Refused("`queued` is a limit of tenants: their answers wait for a model together".into())
-}
-
-/// A new file that only its owner reads.
-fn private_file(path: &Path) -> std::io::Result<BufWriter<std::fs::File>> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map(BufWriter::new)
 }
 
 fn is_name(name: &str) -> bool {

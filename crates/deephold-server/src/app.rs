@@ -127,7 +127,7 @@ pub(crate) struct App {
 impl App {
     /// Milliseconds since 1970.
     pub(crate) fn unix_ms(&self) -> i64 {
-        i64::try_from(self.clock.unix_time().as_millis()).unwrap_or(i64::MAX)
+        self.clock.unix_ms()
     }
 
     /// Asks the store. One on another machine may take its time, which no other request shall wait for.

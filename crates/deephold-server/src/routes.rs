@@ -62,38 +62,14 @@ const fn post(
     Route { method: Method::POST, path, roles, handler, describe, errors: ErrorStyle::OpenAi, query: &[] }
 }
 
-/// As [`post`], with errors as DeepSeek's clients read them.
-const fn post_deepseek(
+/// As [`post`] to a model, with errors as other clients read them.
+const fn post_as(
+    errors: ErrorStyle,
     path: &'static str,
     handler: fn(Call) -> Answer,
     describe: fn() -> Operation,
 ) -> Route {
-    Route {
-        method: Method::POST,
-        path,
-        roles: MODELS,
-        handler,
-        describe,
-        errors: ErrorStyle::DeepSeek,
-        query: &[],
-    }
-}
-
-/// As [`post`], with errors as Anthropic's clients read them.
-const fn post_anthropic(
-    path: &'static str,
-    handler: fn(Call) -> Answer,
-    describe: fn() -> Operation,
-) -> Route {
-    Route {
-        method: Method::POST,
-        path,
-        roles: MODELS,
-        handler,
-        describe,
-        errors: ErrorStyle::Anthropic,
-        query: &[],
-    }
+    Route { method: Method::POST, path, roles: MODELS, handler, describe, errors, query: &[] }
 }
 
 /// As [`get`], with parameters behind the path.
@@ -123,10 +99,10 @@ pub(crate) const ROUTES: &[Route] = &[
     post("/v1/rerank", MODELS, |c| Box::pin(openai::rerank::rerank(c)), openai::rerank::describe),
     post("/v1/tokenize", MODELS, |c| Box::pin(openai::tokenize::tokenize(c)), openai::tokenize::describe_tokenize),
     post("/v1/detokenize", MODELS, |c| Box::pin(openai::tokenize::detokenize(c)), openai::tokenize::describe_detokenize),
-    post_anthropic("/v1/messages", |c| Box::pin(anthropic::messages(c)), anthropic::describe::messages),
-    post_anthropic("/v1/messages/count_tokens", |c| Box::pin(anthropic::count_tokens(c)), anthropic::describe::count_tokens),
-    post_anthropic("/anthropic/v1/messages", |c| Box::pin(anthropic::messages(c)), anthropic::describe::messages),
-    post_anthropic("/anthropic/v1/messages/count_tokens", |c| Box::pin(anthropic::count_tokens(c)), anthropic::describe::count_tokens),
+    post_as(ErrorStyle::Anthropic, "/v1/messages", |c| Box::pin(anthropic::messages(c)), anthropic::describe::messages),
+    post_as(ErrorStyle::Anthropic, "/v1/messages/count_tokens", |c| Box::pin(anthropic::count_tokens(c)), anthropic::describe::count_tokens),
+    post_as(ErrorStyle::Anthropic, "/anthropic/v1/messages", |c| Box::pin(anthropic::messages(c)), anthropic::describe::messages),
+    post_as(ErrorStyle::Anthropic, "/anthropic/v1/messages/count_tokens", |c| Box::pin(anthropic::count_tokens(c)), anthropic::describe::count_tokens),
     // Administration.
     get("/admin/v1/keys", WATCHERS, |c| Box::pin(admin::keys(c)), admin::describe_keys),
     post("/admin/v1/keys", ADMINS, |c| Box::pin(admin::create_key(c)), admin::describe_create_key),
@@ -139,10 +115,10 @@ pub(crate) const ROUTES: &[Route] = &[
     get_with("/v1/usage", EVERYBODY, |c| Box::pin(admin::own_usage(c)), admin::describe_own_usage, admin::OWN_USAGE_QUERY),
     // As DeepSeek's own service has them.
     get("/models", EVERYBODY, |c| Box::pin(openai::models::list(c)), openai::models::describe),
-    post_deepseek("/chat/completions", |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
-    post_deepseek("/beta/chat/completions", |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
-    post_deepseek("/completions", |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
-    post_deepseek("/beta/completions", |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
+    post_as(ErrorStyle::DeepSeek, "/chat/completions", |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
+    post_as(ErrorStyle::DeepSeek, "/beta/chat/completions", |c| Box::pin(openai::chat::chat(c)), openai::describe::chat),
+    post_as(ErrorStyle::DeepSeek, "/completions", |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
+    post_as(ErrorStyle::DeepSeek, "/beta/completions", |c| Box::pin(openai::completions::completions(c)), openai::describe::completions),
     get("/user/balance", MODELS, |c| Box::pin(deepseek::balance(c)), deepseek::describe_balance),
 ];
 

@@ -61,7 +61,7 @@ impl Books {
         clock: Arc<dyn Clock>,
         replica: String,
     ) -> Result<Self, ServerError> {
-        let rows = store.usage_of_replica(&replica, day_of(unix_ms(&*clock)))?;
+        let rows = store.usage_of_replica(&replica, day_of(clock.unix_ms()))?;
         let ledger = Ledger::load(&replica, rows, store.spending(None)?);
         let state = State { ledger, waiters: Vec::new(), is_closed: false };
         let inner = Arc::new(Inner {
@@ -102,12 +102,8 @@ impl Books {
     }
 
     fn now_ms(&self) -> i64 {
-        unix_ms(&*self.inner.clock)
+        self.inner.clock.unix_ms()
     }
-}
-
-fn unix_ms(clock: &dyn Clock) -> i64 {
-    i64::try_from(clock.unix_time().as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Drop for Books {
@@ -143,7 +139,7 @@ impl Inner {
                     quiet = 0;
                     state.ledger.repeat_held();
                 }
-                let changes = state.ledger.take_changes(unix_ms(&*self.clock));
+                let changes = state.ledger.take_changes(self.clock.unix_ms());
                 (changes, std::mem::take(&mut state.waiters), state.is_closed)
             };
             let written = self.exchange(&changes, is_shared, !waiters.is_empty());
@@ -169,7 +165,7 @@ impl Inner {
 
     /// Writes what changed and hears what others wrote. A write without changes shows whether the store takes any.
     fn exchange(&self, changes: &Changes, is_shared: bool, is_asked: bool) -> Result<(), StateError> {
-        let now_ms = unix_ms(&*self.clock);
+        let now_ms = self.clock.unix_ms();
         let is_failing = self.fails.load(Ordering::SeqCst);
         if !changes.is_empty() || (is_asked && is_failing) {
             self.store.write_usage(&self.replica, &changes.rows, &changes.spending, now_ms)?;
@@ -188,7 +184,7 @@ impl Hold {
         self.is_open = false;
         let (done, written) = oneshot::channel();
         let mut state = self.inner.lock();
-        state.ledger.settle(&self.subjects, self.most, used, unix_ms(&*self.inner.clock));
+        state.ledger.settle(&self.subjects, self.most, used, self.inner.clock.unix_ms());
         state.waiters.push(done);
         drop(state);
         self.inner.wake.notify_one();
@@ -199,7 +195,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         if self.is_open {
-            let now_ms = unix_ms(&*self.inner.clock);
+            let now_ms = self.inner.clock.unix_ms();
             self.inner.lock().ledger.settle(&self.subjects, self.most, &Used::default(), now_ms);
         }
     }

@@ -32,7 +32,7 @@ use crate::fail::fail;
 use crate::state_dir::StateDir;
 
 fn now_ms() -> i64 {
-    i64::try_from(SystemClock::default().unix_time().as_millis()).unwrap_or(i64::MAX)
+    SystemClock::default().unix_ms()
 }
 
 /// Through a running server, or on the state itself.

@@ -315,7 +315,7 @@ impl ModelLoader for Loader {
 /// An admin's key where there is no valid one: shown once. Not where systemd keeps what the program prints: whoever may read its
 /// journal would have the key.
 fn first_key(store: &dyn Store, log: &deephold_audit::AuditLog, clock: &dyn Clock) -> Result<Option<String>> {
-    let now_ms = i64::try_from(clock.unix_time().as_millis()).unwrap_or(i64::MAX);
+    let now_ms = clock.unix_ms();
     if store.keys()?.iter().any(|k| k.role == Role::Admin && k.is_valid(now_ms)) {
         return Ok(None);
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use deephold_audit::create_private_file;
 use deephold_server::admin::{AdminAnswer, AdminRequest};
 use deephold_state::{Archive, Contents, Record, read_backup};
 use serde_json::json;
@@ -20,7 +21,9 @@ use crate::state_dir::StateDir;
 pub(crate) fn run(command: &StateCommand) -> Result<ExitCode> {
     match command {
         StateCommand::Backup(args) => {
-            let mut file = private_file(&args.file)?;
+            // A backup of another time is not to be lost.
+            let cannot = || format!("cannot write {}", args.file.display());
+            let mut file = create_private_file(&args.file).with_context(cannot)?;
             // A running server writes in its own folder alone; from there it is ours to carry.
             let own = StateDir::of(&args.state)?.path().join(format!("backup-{}.tmp", std::process::id()));
             let path = std::path::absolute(&own)?;
@@ -39,7 +42,7 @@ pub(crate) fn run(command: &StateCommand) -> Result<ExitCode> {
                 .and_then(|mut from| std::io::copy(&mut from, &mut file))
                 .and_then(|_| file.sync_all());
             std::fs::remove_file(&own)?;
-            carried.with_context(|| format!("cannot write {}", args.file.display()))?;
+            carried.with_context(cannot)?;
             if !args.json {
                 note!("keep the folder's keys/ and audit/ beside it: they are no part of the backup");
             }
@@ -72,14 +75,6 @@ pub(crate) fn run(command: &StateCommand) -> Result<ExitCode> {
             Ok(if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
     }
-}
-
-/// A new file that its owner alone reads; a backup of another time is not to be lost.
-fn private_file(path: &Path) -> Result<File> {
-    let mut options = File::options();
-    options.write(true).create_new(true);
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn read(file: &Path) -> Result<(Vec<Record>, Contents)> {

@@ -545,6 +545,17 @@ fn long_question() -> Value {
     object!({ "temperature": 0, "max_tokens": 4, "stop": stops })
 }
 
+/// Asks until it is refused: how often it was answered before, and the refusal.
+fn until_refused(ask: impl Fn() -> Response) -> (usize, Response) {
+    for answered in 0..1000 {
+        let response = ask();
+        if response.status != 200 {
+            return (answered, response);
+        }
+    }
+    panic!("the limit does not hold");
+}
+
 /// The state's journal is full before the audit log is.
 #[test]
 fn nothing_is_answered_whose_usage_cannot_be_written() {
@@ -552,14 +563,7 @@ fn nothing_is_answered_whose_usage_cannot_be_written() {
     let state = dir.join("state");
     let service = Service::start_limited(&state, &["--audit-policy", "redacted"]);
     let ask = || service.ask(object!({ "temperature": 0, "max_tokens": 1 }));
-    let mut answered = 0;
-    let refused = loop {
-        match ask() {
-            response if response.status == 200 => answered += 1,
-            response => break response,
-        }
-        assert!(answered < 1000, "the limit does not hold");
-    };
+    let (answered, refused) = until_refused(ask);
     assert_eq!(
         (refused.status, refused.json()["error"]["code"].clone()),
         (503, object!("state_unavailable"))
@@ -573,7 +577,7 @@ fn nothing_is_answered_whose_usage_cannot_be_written() {
     assert_eq!((service.get("/readyz").status, ask().status), (200, 200));
     // What was computed and could not be written is not forgotten either.
     let rows = json(&["usage", "--json", "--state", text(&state)]);
-    assert_eq!(rows[0]["row"]["requests"].as_u64(), Some(answered + 2), "{rows}");
+    assert_eq!(rows[0]["row"]["requests"].as_u64(), Some(answered as u64 + 2), "{rows}");
 }
 
 #[test]
@@ -582,14 +586,7 @@ fn nothing_is_answered_that_cannot_be_recorded() {
     let state = dir.join("state");
     let service = Service::start_limited(&state, &[]);
     let ask = || service.ask(long_question());
-    let mut answered = 0;
-    let refused = loop {
-        match ask() {
-            response if response.status == 200 => answered += 1,
-            response => break response,
-        }
-        assert!(answered < 1000, "the limit does not hold");
-    };
+    let (answered, refused) = until_refused(ask);
     assert!(answered > 5);
     assert_eq!(
         (refused.status, refused.json()["error"]["code"].clone()),
