@@ -32,6 +32,11 @@ pub(crate) trait Storage: Send {
 
     /// Makes durable what was appended to a file and how it was cut.
     fn sync(&mut self, name: &str) -> io::Result<()>;
+
+    /// Since it was last asked: the file that somebody deleted while it was written, and that was written anew at a sync.
+    fn take_restored(&mut self) -> Option<String> {
+        None
+    }
 }
 
 /// A folder on a disk, locked for one writer.
@@ -41,6 +46,7 @@ pub(crate) struct Folder {
     _lock: File,
     /// The segment that is written, open.
     open: Option<(String, File)>,
+    restored: Option<String>,
 }
 
 /// A lock that was let go may be held a moment longer by a child that is being started and has its parent's files still.
@@ -56,7 +62,7 @@ impl Folder {
         let patience = Instant::now() + LOCK_PATIENCE;
         loop {
             match lock.try_lock() {
-                Ok(()) => return Ok(Self { path: path.to_owned(), _lock: lock, open: None }),
+                Ok(()) => return Ok(Self { path: path.to_owned(), _lock: lock, open: None, restored: None }),
                 Err(TryLockError::WouldBlock) if Instant::now() < patience => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
@@ -68,7 +74,7 @@ impl Folder {
 
     fn file(&mut self, name: &str) -> io::Result<&mut File> {
         if self.open.as_ref().is_none_or(|o| o.0 != name) {
-            let file = OpenOptions::new().append(true).open(self.path.join(name))?;
+            let file = OpenOptions::new().read(true).append(true).open(self.path.join(name))?;
             self.open = Some((name.to_owned(), file));
         }
         self.open.as_mut().map(|o| &mut o.1).ok_or_else(|| io::Error::other("no file is open"))
@@ -101,7 +107,7 @@ impl Storage for Folder {
     }
 
     fn create(&mut self, name: &str) -> io::Result<()> {
-        let file = OpenOptions::new().append(true).create(true).open(self.path.join(name))?;
+        let file = OpenOptions::new().read(true).append(true).create(true).open(self.path.join(name))?;
         if file.metadata()?.len() > 0 {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -115,7 +121,41 @@ impl Storage for Folder {
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
         // Not only the data: a file that has grown or was cut has a new length.
-        self.file(name)?.sync_all()
+        self.file(name)?.sync_all()?;
+        self.restore_if_deleted(name)
+    }
+
+    fn take_restored(&mut self) -> Option<String> {
+        self.restored.take()
+    }
+}
+
+impl Folder {
+    /// What is written into a file without a name would be lost with the process. As long as it is open, its bytes are there.
+    #[cfg(unix)]
+    fn restore_if_deleted(&mut self, name: &str) -> io::Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        let path = self.path.join(name);
+        let held = self.file(name)?;
+        let ours = held.metadata()?;
+        match std::fs::metadata(&path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => return Ok(()),
+            Ok(_) => return Err(io::Error::other("another file stands in its place")),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Err(_) => {}
+        }
+        let mut bytes = Vec::new();
+        held.seek(SeekFrom::Start(0))?;
+        held.read_to_end(&mut bytes)?;
+        write_whole(&path, &bytes, None)?;
+        self.open = None;
+        self.restored = Some(name.to_owned());
+        Ok(())
+    }
+
+    #[cfg(not(unix))]
+    fn restore_if_deleted(&mut self, _name: &str) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -94,6 +94,28 @@ fn records_come_back_and_verify_across_segments_and_reopening() {
     drop(log);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_segment_that_is_deleted_while_it_is_written_comes_back() {
+    let folder = Folder::new("deleted");
+    let log = folder.log(Options::default()).unwrap();
+    let append = |i: u64| log.append("request", &json!({ "i": i }));
+    (0..3).for_each(|i| _ = append(i).unwrap());
+    std::fs::remove_file(folder.segment(1)).unwrap();
+    (3..6).for_each(|i| _ = append(i).unwrap());
+    assert!(folder.verify().ok);
+    let all = Reader::new(&folder.dir()).newest(&Filter::default(), 100).unwrap();
+    let kinds: Vec<&str> = all.iter().rev().map(|r| r.kind.as_str()).collect();
+    assert_eq!(kinds, ["request", "request", "request", "request", "repair", "request", "request"]);
+    assert!(all[2].data.to_string().contains("audit-00000001.jsonl"));
+    // Another file in its place is somebody's doing: nothing more is acknowledged, and what was written is in the open file still.
+    std::fs::rename(folder.segment(1), folder.segment(9)).unwrap();
+    std::fs::write(folder.segment(1), "forged\n").unwrap();
+    let refused = append(6).unwrap_err().to_string();
+    assert!(refused.contains("another file"), "{refused}");
+    assert!(append(7).is_err());
+}
+
 fn tampered(name: &str, change: impl Fn(&Folder)) -> Finding {
     let folder = Folder::new(name);
     fill(&folder, 20);

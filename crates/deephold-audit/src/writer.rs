@@ -130,6 +130,12 @@ impl<S: Storage> Writer<S> {
             head = self.append_checkpoint(&mut bytes, &head, &time);
             unsigned = 0;
         }
+        if let Some(name) = self.storage.take_restored() {
+            let data = format!("{{\"deleted\":\"{name}\"}}");
+            let record = NewRecord { time: &time, kind: REPAIR, durable: self.durable, data: &data };
+            head = append_line(&mut bytes, &head, &record);
+            unsigned += 1;
+        }
         for (kind, data) in batch {
             let record = NewRecord { time: &time, kind, durable: self.durable, data };
             head = append_line(&mut bytes, &head, &record);

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod access;
+mod load;
 
 use std::path::PathBuf;
 
@@ -9,8 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use deephold_kernels::{CacheDType, Isa};
 use deephold_quant::DType;
 use deephold_weights::quantize::QuantFormat;
+pub(crate) use load::{ApiArg, ArrivalsArg, LoadtestArgs};
 
-/// Runs DeepSeek models inside your own walls. Never uses the network.
+/// Runs DeepSeek models inside your own walls. Uses no network but what you name.
 #[derive(Parser)]
 #[command(name = "deephold", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -31,6 +33,8 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Measure speed beside the limits of this machine
     Bench(BenchArgs),
+    /// Measure how much a running server holds, ours or any other with OpenAI's API
+    Loadtest(Box<LoadtestArgs>),
     /// Measure how well a model predicts
     #[command(subcommand)]
     Eval(EvalCommand),

@@ -7,6 +7,7 @@ use deephold_audit::AuditError;
 use deephold_base::ErrorCode;
 use deephold_engine::EngineError;
 use deephold_kernels::KernelError;
+use deephold_loadtest::LoadError;
 use deephold_models::ModelError;
 use deephold_server::ServerError;
 use deephold_state::StateError;
@@ -126,6 +127,9 @@ pub(crate) fn code(error: &anyhow::Error) -> ErrorCode {
             return e.code();
         }
         if let Some(e) = cause.downcast_ref::<AuditError>() {
+            return e.code();
+        }
+        if let Some(e) = cause.downcast_ref::<LoadError>() {
             return e.code();
         }
         if let Some(e) = cause.downcast_ref::<std::io::Error>() {

@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         Command::Model(ModelCommand::List(args)) => commands::model::list(&args),
         Command::Quantize(args) => commands::quantize::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
+        Command::Loadtest(args) => commands::loadtest::run(&args),
         Command::Eval(EvalCommand::Perplexity(args)) => commands::perplexity::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Serve(_) => commands::serve::run(matches.subcommand_matches("serve").unwrap_or(&matches)),

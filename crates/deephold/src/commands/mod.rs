@@ -9,6 +9,7 @@ pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod key;
+pub(crate) mod loadtest;
 pub(crate) mod model;
 pub(crate) mod perplexity;
 pub(crate) mod quantize;

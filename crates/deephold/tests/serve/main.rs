@@ -6,6 +6,7 @@ mod apis;
 mod common;
 mod guided;
 mod isolation;
+mod load;
 mod operations;
 mod replicas;
 mod security;

@@ -38,6 +38,9 @@ pub(crate) async fn chat(call: Call) -> ApiResult<Response<Body>> {
     let asked = ask(&mut fields, &model.tokenizer, model.chat.as_ref(), now)?;
     let streaming = params::streaming(&mut fields)?;
     let mut sampling = params::sampling(&mut fields, &model)?;
+    if asked.guide.is_some() {
+        params::ends_with_its_form(&sampling)?;
+    }
     if let Some(max) = params::MAX_TOKENS.take(&mut fields)? {
         sampling.max_tokens = max as usize;
     }

@@ -31,6 +31,7 @@ fn shared() -> Map<String, Value> {
     let stop = json!({ "type": "string", "minLength": 1, "maxLength": STOP_BYTES_MAX / 4 });
     let options = body(&[], json!({ "include_usage": flag("A last event with the tokens that were used") }));
     for (name, schema) in [
+        ("ignore_eos", flag("The answer goes on where the model would end it")),
         ("stream", flag("Events as tokens come, instead of one body")),
         ("stream_options", options),
         ("stop", json!({ "anyOf": [stop, { "type": "array", "items": stop, "maxItems": STOPS_MAX }] })),

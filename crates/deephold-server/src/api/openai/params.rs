@@ -67,6 +67,8 @@ pub(super) const TOP_K: Integer =
     integer("top_k", -1, 1 << 20, "Only the most probable tokens; 0 or -1 for all");
 pub(super) const SEED: Integer = integer("seed", i64::MIN, i64::MAX, "Same seed, same answer");
 pub(super) const N: Integer = integer("n", 1, 16, "Answers to each prompt");
+pub(super) const MIN_TOKENS: Integer =
+    integer("min_tokens", 0, u32::MAX as i64, "Tokens of the answer at least; until then it cannot end");
 pub(super) const MAX_COMPLETION: Integer =
     integer("max_completion_tokens", 1, u32::MAX as i64, "Tokens of the answer at most");
 pub(super) const MAX_TOKENS: Integer = Integer { name: "max_tokens", ..MAX_COMPLETION };
@@ -74,7 +76,7 @@ pub(super) const TOP_LOGPROBS: Integer =
     integer("top_logprobs", 0, 20, "Log probabilities of so many of the best tokens; with `logprobs`");
 
 /// Every field that [`sampling`] reads as a whole number.
-pub(super) const INTEGERS: [&Integer; 4] = [&TOP_K, &SEED, &N, &MAX_COMPLETION];
+pub(super) const INTEGERS: [&Integer; 5] = [&TOP_K, &SEED, &N, &MIN_TOKENS, &MAX_COMPLETION];
 
 impl Number {
     pub(super) fn take(&self, fields: &mut Fields) -> ApiResult<Option<f32>> {
@@ -138,6 +140,12 @@ pub(super) fn sampling(fields: &mut Fields, model: &Hosted) -> ApiResult<Samplin
     if let Some(n) = N.take(fields)? {
         p.n = n as usize;
     }
+    if let Some(min) = MIN_TOKENS.take(fields)? {
+        p.min_tokens = min as usize;
+    }
+    if let Some(on) = fields.bool("ignore_eos")? {
+        p.ignore_eos = on;
+    }
     if let Some(max) = MAX_COMPLETION.take(fields)? {
         p.max_tokens = max as usize;
     }
@@ -145,6 +153,17 @@ pub(super) fn sampling(fields: &mut Fields, model: &Hosted) -> ApiResult<Samplin
         p.logit_bias = logit_bias(&bias)?;
     }
     Ok(with_seed(p))
+}
+
+/// Refuses what would go on where a form has ended.
+pub(super) fn ends_with_its_form(p: &SamplingParams) -> ApiResult<()> {
+    let problem =
+        "cannot be combined with `response_format` or `tools`: their form says where the answer ends";
+    match (p.ignore_eos, p.min_tokens) {
+        (true, _) => Err(ApiError::param("ignore_eos", problem)),
+        (false, 0) => Ok(()),
+        (false, _) => Err(ApiError::param("min_tokens", problem)),
+    }
 }
 
 fn logit_bias(value: &Value) -> ApiResult<Vec<(TokenId, f32)>> {
