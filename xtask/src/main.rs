@@ -1,6 +1,7 @@
 //! Repository tasks: checks, proofs, and measurements beside llama.cpp. Without a name they are listed.
 
 mod bench_report;
+mod faults;
 mod licenses;
 mod metadata;
 mod prove;
@@ -17,13 +18,14 @@ fn main() -> ExitCode {
     let found = match task.as_str() {
         "tidy" => tidy::check(&root()),
         "licenses" => licenses::check(&root()),
+        "faults" => faults::run(&root(), args.first().map(String::as_str)).map(|()| Vec::new()),
         "prove" => prove::prove(&root(), args.first().map(String::as_str)).map(|()| Vec::new()),
         "versus-llama-cpp" => versus::run(&root(), &args).map(|()| Vec::new()),
         "sbom" => sbom::run(&root(), args.first().is_some_and(|a| a == "--check")),
         "bench-report" => bench_report::run(&root(), args.first().is_some_and(|a| a == "--check")),
         _ => {
             eprintln!(
-                "usage: cargo xtask tidy | licenses | prove NAME | versus-llama-cpp | bench-report [--check] | sbom [--check]"
+                "usage: cargo xtask tidy | licenses | prove NAME | faults [NAME] | versus-llama-cpp | bench-report [--check] | sbom [--check]"
             );
             return ExitCode::from(2);
         }
