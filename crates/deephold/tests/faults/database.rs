@@ -151,7 +151,12 @@ fn postgresql_has_no_place() {
         *refused.lock().expect("words") = format!(
             "code {}, {}",
             out.status.code().unwrap_or(-1),
-            String::from_utf8_lossy(&out.stderr).trim().lines().last().unwrap_or_default()
+            String::from_utf8_lossy(&out.stderr)
+                .trim()
+                .replace(text(shared.dir.path()), "...")
+                .lines()
+                .last()
+                .unwrap_or_default()
         );
     });
     let service = shared.serve();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use deephold_testkit::{TempDir, skip};
+use deephold_testkit::TempDir;
 use serde_json::json as object;
 
 use crate::common::{deephold, text};
@@ -15,7 +15,7 @@ use crate::{Fault, Load, QUESTION, all_are_recorded, ask, counted};
 fn on_small_disk(mount: &Path, size: &str) -> Option<Service> {
     let may = Command::new("unshare").args(["-m", "mount", "-t", "tmpfs", "none"]).arg(mount).output();
     if !may.is_ok_and(|o| o.status.success()) {
-        skip("needs the right to mount a small disk (unshare -m)");
+        not_on_this_machine("a disk of its own for a fault (unshare -m): mounting is not allowed");
         return None;
     }
     let mut command = Command::new("unshare");
@@ -23,6 +23,16 @@ fn on_small_disk(mount: &Path, size: &str) -> Option<Service> {
     command.args(["-m", "bash", "-c", script, size]).arg(mount).arg(env!("CARGO_BIN_EXE_deephold"));
     // The sandbox is turned off: what fills the disk writes through the process's own view of it.
     Some(Service::start_by(command, &mount.join("state"), &["--sandbox", "off"]))
+}
+
+/// What a machine cannot do is no failure of the checkout, also in CI, whose end counts it.
+fn not_on_this_machine(what: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
+    if let Some(list) = std::env::var_os("DEEPHOLD_CI_SKIPPED") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(list);
+        let _ = file.and_then(|mut f| writeln!(f, "{what}"));
+    }
 }
 
 /// The disk as its server sees it.
