@@ -68,7 +68,7 @@ pub(crate) fn ranks(n: usize, q: f64) -> (Option<usize>, Option<usize>) {
     }
     let (mut low, mut high) = (None, None);
     let mut below = 0.0; // P(B < k)
-    for (k, p) in Binomial::new(n, q).enumerate() {
+    for (k, p) in binomial(n, q).into_iter().enumerate() {
         if k > 0 && below <= tail {
             low = Some(k);
         }
@@ -82,34 +82,20 @@ pub(crate) fn ranks(n: usize, q: f64) -> (Option<usize>, Option<usize>) {
 
 /// The probabilities of 0, 1, ... n successes. Computed from the most probable outwards, so that nothing underflows before it
 /// is too small to matter.
-struct Binomial {
-    probabilities: std::vec::IntoIter<f64>,
-}
-
-impl Binomial {
-    fn new(n: usize, q: f64) -> Self {
-        let mode = (((n + 1) as f64 * q) as usize).min(n);
-        let mut p = vec![0.0; n + 1];
-        p[mode] = 1.0;
-        // p(k+1) / p(k) = (n - k) q / ((k + 1) (1 - q))
-        for k in mode..n {
-            p[k + 1] = p[k] * (n - k) as f64 * q / ((k + 1) as f64 * (1.0 - q));
-        }
-        for k in (0..mode).rev() {
-            p[k] = p[k + 1] * (k + 1) as f64 * (1.0 - q) / ((n - k) as f64 * q);
-        }
-        let whole: f64 = p.iter().sum();
-        p.iter_mut().for_each(|x| *x /= whole);
-        Self { probabilities: p.into_iter() }
+fn binomial(n: usize, q: f64) -> Vec<f64> {
+    let mode = (((n + 1) as f64 * q) as usize).min(n);
+    let mut p = vec![0.0; n + 1];
+    p[mode] = 1.0;
+    // p(k+1) / p(k) = (n - k) q / ((k + 1) (1 - q))
+    for k in mode..n {
+        p[k + 1] = p[k] * (n - k) as f64 * q / ((k + 1) as f64 * (1.0 - q));
     }
-}
-
-impl Iterator for Binomial {
-    type Item = f64;
-
-    fn next(&mut self) -> Option<f64> {
-        self.probabilities.next()
+    for k in (0..mode).rev() {
+        p[k] = p[k + 1] * (k + 1) as f64 * (1.0 - q) / ((n - k) as f64 * q);
     }
+    let whole: f64 = p.iter().sum();
+    p.iter_mut().for_each(|x| *x /= whole);
+    p
 }
 
 /// The interval of a share `k` of `n` (Wilson, 1927), 95 %.

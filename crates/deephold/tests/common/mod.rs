@@ -51,6 +51,12 @@ pub fn json(args: &[&str]) -> Value {
     serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: {e}: {out}"))
 }
 
+/// The audit log's records of a kind, the newest first.
+pub fn records(state: &Path, kind: &str) -> Vec<Value> {
+    let out = ok(&["audit", "show", "--state", text(state), "--kind", kind, "--limit", "1000000"]);
+    out.lines().map(|line| serde_json::from_str(line).expect("a record")).collect()
+}
+
 /// A writable copy of a folder's files.
 pub fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("folder");

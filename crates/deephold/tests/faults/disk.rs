@@ -9,7 +9,7 @@ use serde_json::json as object;
 
 use crate::common::{deephold, text};
 use crate::service::Service;
-use crate::{Fault, Load, QUESTION, all_are_recorded, ask, counted};
+use crate::{Fault, QUESTION, all_are_recorded, ask, counted};
 
 /// A server whose state lies on a small disk of its own, in a mount namespace; none where that may not be made.
 fn on_small_disk(mount: &Path, size: &str) -> Option<Service> {
@@ -205,6 +205,5 @@ fn files_are_corrupt() {
         service.ask(object!({ "max_tokens": 1, "messages": [{ "role": "user", "content": QUESTION }] }));
     assert_eq!(answer.status, 200);
     assert_eq!(deephold(&["audit", "verify", "--state", text(&state)]).code, 0);
-    assert_eq!(Load::new(&service).answered(), 0);
     fault.ours(&words.join("; "));
 }

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{json, ok, text};
+use common::{json, records, text};
 use serde_json::{Value, json as object};
 use service::{Response, Service};
 
@@ -123,10 +123,6 @@ impl<'a> Load<'a> {
         })
     }
 
-    fn answered(&self) -> usize {
-        self.acknowledged.lock().expect("ids").len()
-    }
-
     fn problems(&self) -> Vec<String> {
         self.refused.lock().expect("problems").clone()
     }
@@ -143,13 +139,9 @@ impl Drop for StopAtEnd<'_> {
 /// The audit log is whole, and holds every one of these answers.
 fn all_are_recorded(state: &Path, acknowledged: &[String]) {
     assert_eq!(json(&["audit", "verify", "--state", text(state), "--json"])["ok"], true);
-    let out = ok(&["audit", "show", "--state", text(state), "--kind", "request", "--limit", "1000000"]);
-    let recorded: HashSet<String> = out
-        .lines()
-        .map(|line| {
-            let record: Value = serde_json::from_str(line).expect("a record");
-            format!("chatcmpl-{}", record["data"]["request_id"].as_str().expect("an id"))
-        })
+    let recorded: HashSet<String> = records(state, "request")
+        .iter()
+        .map(|r| format!("chatcmpl-{}", r["data"]["request_id"].as_str().expect("an id")))
         .collect();
     for id in acknowledged {
         assert!(recorded.contains(id), "{id} was answered and is not recorded");

@@ -32,6 +32,17 @@ fn others(answer: &Result<Duration, String>) -> String {
     }
 }
 
+/// Sends a byte on each connection every second: how many are open after this time from `begun`, or once none is.
+fn trickle(streams: &[TcpStream], byte: &[u8], begun: Instant, watched: Duration) -> usize {
+    let mut open = streams.len();
+    while open > 0 && begun.elapsed() < watched {
+        std::thread::sleep(Duration::from_secs(1));
+        // Writing to a connection that the server has closed fails, at the latest at the second try.
+        open = streams.iter().filter(|stream| (&mut &**stream).write_all(byte).is_ok()).count();
+    }
+    open
+}
+
 #[test]
 fn slow_heads() {
     let fault = Fault {
@@ -47,12 +58,7 @@ fn slow_heads() {
             let _ = stream.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nX-Slow: ");
         }
         let answer = target.answers(PATIENCE);
-        // Writing to a connection that the server has closed fails, at the latest at the second try.
-        let mut open = opened;
-        while open > 0 && begun.elapsed() < Duration::from_secs(16) {
-            std::thread::sleep(Duration::from_secs(1));
-            open = streams.iter().filter(|stream| (&mut &**stream).write_all(b"a").is_ok()).count();
-        }
+        let open = trickle(&streams, b"a", begun, Duration::from_secs(16));
         let closed = match open {
             0 => format!("all closed after {:.0} s", begun.elapsed().as_secs_f64()),
             n => format!("{n} of {opened} still open after 16 s"),
@@ -77,11 +83,7 @@ fn slow_bodies() {
             let _ = stream.write_all(&head[..head.len() - 5000]);
         }
         let answer = target.answers(PATIENCE);
-        let mut open = streams.len();
-        while open > 0 && begun.elapsed() < watched {
-            std::thread::sleep(Duration::from_secs(1));
-            open = streams.iter().filter(|stream| (&mut &**stream).write_all(b" ").is_ok()).count();
-        }
+        let open = trickle(&streams, b" ", begun, watched);
         let closed = match open {
             0 => format!("all closed after {:.0} s", begun.elapsed().as_secs_f64()),
             n => format!("{n} of 100 still open after {:.0} s", watched.as_secs_f64()),

@@ -19,7 +19,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{deephold, json, ok, text};
+use common::{deephold, json, ok, records, text};
 use deephold_testkit::{TempDir, fetched_model, guide_dir, shared, skip, skip_without_shared};
 use serde_json::{Value, json as object};
 use service::{Response, Service};
@@ -35,11 +35,6 @@ fn expected() -> Value {
 fn replay(state: &Path, id: &str, more: &[&str]) -> Value {
     let args = ["audit", "replay", id, "--state", text(state), "--json"];
     json(&[&args[..], more].concat())
-}
-
-fn records(state: &Path, kind: &str) -> Vec<Value> {
-    let out = ok(&["audit", "show", "--state", text(state), "--kind", kind, "--limit", "100000"]);
-    out.lines().map(|l| serde_json::from_str(l).expect("a record")).collect()
 }
 
 #[test]
