@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 type Proof = (&'static str, &'static str, fn(&Path) -> Result<()>);
 
 /// What there is to prove.
-const PROOFS: [Proof; 7] = [
+const PROOFS: [Proof; 8] = [
     ("api", "the service is as it describes itself: thousands of requests by schemathesis", api),
     ("schemas", "answers of SmolLM2 fit 40 schemas, as text and as calls: 240 answers", schemas),
     ("tools", "a conversation with tools, as Qwen2.5-Coder 0.5B holds it", tools),
@@ -24,6 +24,11 @@ const PROOFS: [Proof; 7] = [
     ),
     ("hostile", "odd and hostile input ends with its exit code, within 512 MiB and 5 s each", hostile),
     ("peer", "the scenarios against Deephold, and what llama.cpp's server does otherwise", peer),
+    (
+        "day",
+        "24 hours of arrivals as Azure saw them, in simulation: all are answered, no later than from a queue",
+        day,
+    ),
     ("harness", "lm-eval's log-likelihoods are the engine's", harness),
 ];
 
@@ -84,6 +89,20 @@ fn hostile(root: &Path) -> Result<()> {
         bail!("a case failed");
     }
     Ok(())
+}
+
+fn day(root: &Path) -> Result<()> {
+    let args = [
+        "test",
+        "--locked",
+        "--package",
+        "deephold-engine",
+        "--lib",
+        "--",
+        "--nocapture",
+        "a_day_of_arrivals",
+    ];
+    checked(Command::new("cargo").current_dir(root).args(args).env("DEEPHOLD_DAY", "whole"))
 }
 
 fn tools(root: &Path) -> Result<()> {

@@ -12,8 +12,12 @@ use crate::EngineError;
 /// 2. [`newcomer_share`](Self::newcomer_share) of the time goes to the others: first to those that can finish within it,
 ///    then to waiting ones in their turn (`WaitingQueue`). A waiting prompt starts only where at least half of it, or
 ///    [`min_chunk`](Self::min_chunk) tokens, fit: so a prompt of up to twice `min_chunk` has its first token within two steps of
-///    its start;
+///    its start. Where the waiting one's tenant was served less than the running one's, it has all of the time but a token;
 /// 3. what is then left over goes to the running prompts, the oldest first.
+///
+/// Of one priority the prompts of the tenant that was served least stand before those of others, so "oldest" is the oldest of
+/// that tenant. Where places or cache blocks run out, a tenant below its share takes them from the one furthest above
+/// ([`preempt_for_share`](Self::preempt_for_share)).
 ///
 /// So the oldest prompt always advances, every prompt becomes the oldest, and newcomers never wait for the end of a long one.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +35,8 @@ pub struct SchedulerPolicy {
     pub min_chunk: usize,
     /// A waiting sequence of higher priority takes the place and the blocks of running ones of lower priority.
     pub preempt_for_priority: bool,
+    /// A waiting sequence whose tenant has less than its share of places and blocks takes those of a tenant that has more.
+    pub preempt_for_share: bool,
     /// How long a request may be paused for its slow reader before it ends with `FinishReason::SlowReader`.
     pub pause_limit: Duration,
 }
@@ -43,6 +49,7 @@ impl Default for SchedulerPolicy {
             newcomer_share: 0.5,
             min_chunk: 32,
             preempt_for_priority: true,
+            preempt_for_share: true,
             pause_limit: Duration::from_secs(60),
         }
     }

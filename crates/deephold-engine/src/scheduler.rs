@@ -5,7 +5,7 @@
 //! the running sequence of lowest priority that arrived last gives its blocks up and waits in its old place. So the first
 //! running sequence always advances, and every one becomes first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use crate::cost::{StepCostModel, StepWork};
@@ -133,8 +133,13 @@ impl Scheduler {
     /// that run for the first time.
     pub fn schedule(&mut self, now: Duration) -> SchedulerOutput {
         let mut out = SchedulerOutput::default();
-        let (decoding, prompts): (Vec<SeqKey>, Vec<SeqKey>) =
+        let (decoding, mut prompts): (Vec<SeqKey>, Vec<SeqKey>) =
             self.running.keys().partition(|key| self.running[key].num_missing() == 1);
+        // Of one priority the tenant's that was served least goes first, of one tenant the oldest.
+        prompts.sort_by(|a, b| {
+            let served = |key| self.running.get(key).map_or(0.0, |seq| self.waiting.served(&seq.tenant));
+            a.0.cmp(&b.0).then(served(a).total_cmp(&served(b))).then(a.1.cmp(&b.1))
+        });
         let crowded = !decoding.is_empty() || prompts.len() > 1 || self.waiting.len() > 0;
         for key in decoding {
             if out.num_tokens < self.max_num_batched_tokens {
@@ -213,10 +218,22 @@ impl Scheduler {
         if !newcomers || self.policy.newcomer_share == 0.0 {
             return Budget::NOTHING;
         }
-        let share = self.policy.newcomer_share;
+        let owed = self.is_owed(prompts[0]);
+        let share = if owed { 1.0 } else { self.policy.newcomer_share };
         // At least `min_chunk`, but the oldest keeps a token.
         let tokens = ((left.tokens as f64 * share) as usize).max(floor).min(left.tokens.saturating_sub(1));
         Budget { tokens, seconds: left.seconds * share, floor }
+    }
+
+    /// Whether the waiting sequence whose turn it is goes before a running prompt: its tenant was served less.
+    fn is_owed(&self, prompt: SeqKey) -> bool {
+        let (Some(next), Some(running)) = (self.waiting.next(), self.running.get(&prompt)) else {
+            return false;
+        };
+        let Some(waiting) = self.waiting.get(&next) else { return false };
+        next.0 <= prompt.0
+            && waiting.tenant != running.tenant
+            && self.waiting.served(&waiting.tenant) <= self.waiting.served(&running.tenant)
     }
 
     /// How many of `missing` tokens behind `context` computed ones fit into a budget.
@@ -292,7 +309,7 @@ impl Scheduler {
             return None;
         }
         while self.running.len() >= self.max_num_seqs {
-            self.preempt_below(key, out)?;
+            self.preempt_for(key, out)?;
         }
         loop {
             let seq = self.waiting.get_mut(&key)?;
@@ -300,7 +317,7 @@ impl Scheduler {
             if self.kv.admit(&mut seq.blocks, cached, cached + num_tokens) {
                 break;
             }
-            self.preempt_below(key, out)?;
+            self.preempt_for(key, out)?;
         }
         let mut seq = self.waiting.remove(&key)?;
         seq.num_computed = cached;
@@ -314,11 +331,51 @@ impl Scheduler {
         Some((self.spent(cached, num_tokens), out.preempted == 0))
     }
 
-    /// Preempts the last running sequence if its priority is below that of `key`.
-    fn preempt_below(&mut self, key: SeqKey, out: &mut SchedulerOutput) -> Option<()> {
+    /// Preempts a running sequence for a waiting one: the last, if its priority is lower; else the last of the tenant that is
+    /// furthest above its share, if the waiting one's tenant is below its own.
+    fn preempt_for(&mut self, key: SeqKey, out: &mut SchedulerOutput) -> Option<()> {
         let last = self.running.last_key_value().map(|(key, _)| *key)?;
         // The first part of a key is the priority reversed: greater means lower.
-        (self.policy.preempt_for_priority && last.0 > key.0).then(|| self.preempt(last, out))
+        if self.policy.preempt_for_priority && last.0 > key.0 {
+            self.preempt(last, out);
+            return Some(());
+        }
+        let last = self.last_above_share(key)?;
+        self.preempt(last, out);
+        Some(())
+    }
+
+    /// The sequence that has to make room for a waiting one whose tenant has less than its share. What a tenant has is the
+    /// larger of its parts of the places and of the blocks (dominant resource fairness: Ghodsi et al., NSDI 2011). Everybody
+    /// keeps one sequence, so every tenant's oldest advances; and nobody falls below its share, so none is taken back.
+    fn last_above_share(&self, key: SeqKey) -> Option<SeqKey> {
+        if !self.policy.preempt_for_share {
+            return None;
+        }
+        let mine = &self.waiting.get(&key)?.tenant;
+        let place = 1.0 / self.max_num_seqs as f64;
+        let num_blocks = self.kv.pool().num_blocks() as f64;
+        /// What a tenant has: places, blocks, and its last sequence.
+        #[derive(Clone, Copy)]
+        struct Has {
+            places: usize,
+            blocks: usize,
+            last: SeqKey,
+        }
+        let mut tenants: HashMap<&str, Has> = HashMap::new();
+        for (last, seq) in &self.running {
+            let has = tenants.entry(&seq.tenant).or_insert(Has { places: 0, blocks: 0, last: *last });
+            *has = Has { places: has.places + 1, blocks: has.blocks + seq.blocks.table.len(), last: *last };
+        }
+        let part = |has: &Has| (has.places as f64 * place).max(has.blocks as f64 / num_blocks);
+        if tenants.get(&**mine).is_some_and(|has| part(has) + place > self.waiting.share(mine)) {
+            return None;
+        }
+        let above = tenants.iter().filter_map(|(tenant, has)| {
+            let over = part(has) / self.waiting.share(tenant);
+            (has.places > 1 && over > 1.0 && has.last.0 >= key.0).then_some((over, has.last))
+        });
+        above.max_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))).map(|(_, last)| last)
     }
 
     /// Notes that a scheduled part was computed; true where the sequence has caught up and a token can be sampled.
@@ -334,7 +391,7 @@ impl Scheduler {
 
     /// A new sequence.
     pub(crate) fn add(&mut self, seq: Sequence) {
-        self.waiting.enter(&seq.tenant);
+        self.waiting.enter(&seq.tenant, seq.weight);
         self.waiting.insert(seq);
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A tenant's account counts the tokens computed for it, divided by its weight (the virtual token counter of Sheng et al.,
 //! "Fairness in Serving Large Language Models", OSDI 2024). A tenant that comes back from idleness starts no lower than
-//! the least served of those that are there: idleness earns no credit.
+//! the least served of those that are there: idleness earns no credit. Of tenants that were served alike the one with fewer
+//! running sequences goes first, so a newcomer does not wait behind what a flood queued before it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,6 +14,8 @@ use crate::sequence::{SeqKey, Sequence};
 #[derive(Default)]
 struct Account {
     served: f64,
+    /// What the tenant's last sequence brought.
+    weight: f64,
     /// Sequences in the engine, waiting or running.
     live: usize,
     waiting: usize,
@@ -46,8 +49,19 @@ impl WaitingQueue {
         self.accounts.values().filter(|a| a.live > 0).count()
     }
 
+    /// Tokens computed for a tenant since it came, divided by its weight.
+    pub(crate) fn served(&self, tenant: &str) -> f64 {
+        self.accounts.get(tenant).map_or(0.0, |a| a.served)
+    }
+
+    /// A tenant's part of the engine: its weight among those that have sequences there; 0 to 1.
+    pub(crate) fn share(&self, tenant: &str) -> f64 {
+        let all: f64 = self.accounts.values().filter(|a| a.live > 0).map(|a| a.weight).sum();
+        self.accounts.get(tenant).map_or(0.0, |a| a.weight / all)
+    }
+
     /// A sequence enters the engine.
-    pub(crate) fn enter(&mut self, tenant: &Arc<str>) {
+    pub(crate) fn enter(&mut self, tenant: &Arc<str>, weight: f32) {
         let live = self.accounts.values().filter(|a| a.live > 0).map(|a| a.served);
         let least = live.min_by(f64::total_cmp);
         if let Some(least) = least {
@@ -59,6 +73,7 @@ impl WaitingQueue {
             account.served = account.served.max(least.unwrap_or(0.0));
         }
         account.live += 1;
+        account.weight = weight_of(weight);
     }
 
     /// A sequence has left the engine.
@@ -74,7 +89,7 @@ impl WaitingQueue {
     /// Tokens were computed for a tenant.
     pub(crate) fn charge(&mut self, tenant: &str, tokens: usize, weight: f32) {
         if let Some(account) = self.accounts.get_mut(tenant) {
-            account.served += tokens as f64 / f64::from(weight.max(1e-3));
+            account.served += tokens as f64 / weight_of(weight);
         }
     }
 
@@ -109,9 +124,11 @@ impl WaitingQueue {
     /// Whose turn it is.
     pub(crate) fn next(&self) -> Option<SeqKey> {
         let (priority, tenants) = self.turns.first_key_value()?;
-        let served = |tenant: &Arc<str>| self.accounts.get(tenant).map_or(0.0, |a| a.served);
-        let firsts = tenants.iter().filter_map(|(t, arrivals)| Some((served(t), *arrivals.first()?)));
-        let (_, arrival) = firsts.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))?;
+        let account =
+            |t: &Arc<str>| self.accounts.get(t).map_or((0.0, 0), |a| (a.served, a.live - a.waiting));
+        let firsts = tenants.iter().filter_map(|(t, arrivals)| Some((account(t), *arrivals.first()?)));
+        let (_, arrival) =
+            firsts.min_by(|(a, i), (b, j)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(i.cmp(j)))?;
         Some((*priority, arrival))
     }
 
@@ -122,4 +139,9 @@ impl WaitingQueue {
     pub(crate) fn get_mut(&mut self, key: &SeqKey) -> Option<&mut Sequence> {
         self.seqs.get_mut(key)
     }
+}
+
+/// No weight is so small that its tenant would never be served.
+fn weight_of(weight: f32) -> f64 {
+    f64::from(weight.max(1e-3))
 }

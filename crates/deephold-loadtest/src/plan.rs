@@ -1,14 +1,21 @@
 //! When requests arrive and how long they are, decided before the run.
 
+use std::f64::consts::TAU;
 use std::time::Duration;
 
-use rand_distr::{Distribution, Exp1, StandardNormal};
+use rand_distr::{Distribution, Exp1, StandardNormal, StandardUniform};
 use rand_pcg::Pcg64;
 
 use crate::LoadError;
 
 /// Requests of a plan at most.
 const REQUESTS_MAX: usize = 5_000_000;
+
+/// Seconds of a day.
+const DAY_S: f64 = 86_400.0;
+
+/// The hour of a day in which most requests arrive.
+const BUSIEST_HOUR: i32 = 14;
 
 /// How requests arrive.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -134,6 +141,46 @@ impl Plan {
             };
         }
         Ok(Self { requests, block_tokens: 0 })
+    }
+
+    /// Repeats the plan over 24 hours as a site's day has it: at its own pace in the busiest hour, at a quarter of that in the quietest, 12
+    /// hours apart, each hour up to a sixth more or less by `seed`. Prompts that were equal are equal each time.
+    ///
+    /// # Errors
+    /// A plan that takes no time; more requests than a plan holds.
+    pub fn over_a_day(&self, seed: u64) -> Result<Self, LoadError> {
+        let last = self.requests.last().map_or(Duration::ZERO, |r| r.at);
+        let Some(rate) = self.rate() else {
+            return Err(LoadError::Plan("requests that come at once have no day".to_owned()));
+        };
+        let mut rng = Pcg64::new(u128::from(seed), 0x9e37_79b9_7f4a_7c15);
+        let pace: Vec<f64> = (0..24)
+            .map(|hour| {
+                let from_busiest = f64::from(hour - BUSIEST_HOUR) / 24.0 * TAU;
+                let uneven: f64 = StandardUniform.sample(&mut rng);
+                (0.625 + 0.375 * from_busiest.cos()) * (1.0 + (2.0 * uneven - 1.0) / 6.0)
+            })
+            .collect();
+        // From the last request of one time to the first of the next it is as long as between others on average.
+        let whole = last.as_secs_f64() + 1.0 / rate;
+        let mut requests = Vec::new();
+        let (mut at, mut before) = (0.0, 0.0);
+        for round in 0.. {
+            for r in &self.requests {
+                let now = f64::from(round) * whole + r.at.as_secs_f64();
+                at += (now - before) / pace[(at / 3600.0) as usize % 24];
+                before = now;
+                if at >= DAY_S {
+                    return Ok(Self { requests, block_tokens: self.block_tokens });
+                }
+                if is_full(requests.len()) {
+                    return Err(too_many());
+                }
+                let seed = seed.wrapping_add(requests.len() as u64);
+                requests.push(Planned { at: Duration::from_secs_f64(at), seed, ..r.clone() });
+            }
+        }
+        Err(too_many())
     }
 
     /// Requests a second that the plan asks for; none where all come at once.

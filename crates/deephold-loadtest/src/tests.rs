@@ -145,7 +145,7 @@ fn trace(text: &str, options: &TraceOptions) -> Result<Plan, LoadError> {
     read_trace(&path, options)
 }
 
-const WHOLE: TraceOptions = TraceOptions { speed: 1.0, count: None, duration: None, seed: 1 };
+const WHOLE: TraceOptions = TraceOptions { speed: 1.0, count: None, duration: None, is_day: false, seed: 1 };
 
 #[test]
 fn traces_of_both_formats_are_read() {
@@ -169,6 +169,34 @@ fn traces_of_both_formats_are_read() {
     assert_eq!(short.requests.len(), 1);
     let brief = TraceOptions { duration: Some(Duration::from_secs(1)), ..WHOLE };
     assert_eq!(trace(mooncake, &brief).expect("a plan").requests.len(), 1);
+}
+
+#[test]
+fn a_trace_becomes_a_day() {
+    let lines: String = (0..600)
+        .map(|i| format!("2023-11-16 18:00:{:02}.{:03},{},2\n", i / 10, i % 10 * 100, 100 + i))
+        .collect();
+    let text = format!("TIMESTAMP,ContextTokens,GeneratedTokens\n{lines}");
+    let day = TraceOptions { is_day: true, ..WHOLE };
+    let plan = trace(&text, &day).expect("a day");
+    assert_eq!(plan, trace(&text, &day).expect("a day"));
+    assert!(plan.requests.is_sorted_by_key(|r| r.at));
+    let last = plan.requests.last().expect("a request").at.as_secs_f64();
+    assert!((86_390.0..86_400.0).contains(&last), "{last}");
+    // Ten a second at the busiest hour, a quarter at the quietest, each a sixth more or less.
+    let in_hour = |hour: u64| plan.requests.iter().filter(|r| r.at.as_secs() / 3600 == hour).count() as f64;
+    assert!((36_000.0 * 5.0 / 6.0..36_000.0 * 7.0 / 6.0).contains(&in_hour(14)), "{}", in_hour(14));
+    assert!((9_000.0 * 5.0 / 6.0..9_000.0 * 7.0 / 6.0).contains(&in_hour(2)), "{}", in_hour(2));
+    // Lengths come in the trace's order, time after time; texts are new.
+    let (a, b) = (&plan.requests[5], &plan.requests[605]);
+    assert_eq!((a.prompt_tokens, b.prompt_tokens), (105, 105));
+    assert_ne!(a.seed, b.seed);
+    let fast = TraceOptions { speed: 24.0, duration: Some(Duration::from_secs(1800)), ..day };
+    let half = trace(&text, &fast).expect("half a day");
+    let of_half = plan.requests.iter().filter(|r| r.at.as_secs_f64() <= 43_200.0).count();
+    assert_eq!(half.requests.len(), of_half);
+    let at_once = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00.0,1,1\n";
+    assert!(trace(at_once, &day).is_err());
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub struct TraceOptions {
     pub count: Option<usize>,
     /// Of the replay, at its speed.
     pub duration: Option<Duration>,
+    /// The trace is repeated over 24 hours ([`Plan::over_a_day`]); speed, count and duration are then of that day.
+    pub is_day: bool,
     /// What prompts are drawn from.
     pub seed: u64,
 }
@@ -44,6 +46,16 @@ pub struct TraceOptions {
 pub fn read_trace(path: &Path, options: &TraceOptions) -> Result<Plan, LoadError> {
     if !(options.speed > 0.0 && options.speed.is_finite()) {
         return Err(LoadError::Plan(format!("a speed of {} is none", options.speed)));
+    }
+    if options.is_day {
+        let whole = TraceOptions { speed: 1.0, count: None, duration: None, is_day: false, ..*options };
+        let mut plan = read_trace(path, &whole)?.over_a_day(options.seed)?;
+        for r in &mut plan.requests {
+            r.at = r.at.div_f64(options.speed);
+        }
+        plan.requests.retain(|r| options.duration.is_none_or(|d| r.at <= d));
+        plan.requests.truncate(options.count.unwrap_or(usize::MAX));
+        return Ok(plan);
     }
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     let mut file = BufReader::new(File::open(path).map_err(io)?);

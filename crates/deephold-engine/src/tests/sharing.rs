@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use deephold_base::{ManualClock, TokenId};
 
-use super::simulation::{VOCAB, engine};
+use super::simulation::{VOCAB, engine, engine_with};
 use crate::request::{CacheSharing, FinishReason, Pooling, Request, RequestId, SamplingParams};
-use crate::{Constraint, EngineCore, EngineError, TokenMask};
+use crate::{Constraint, EngineCore, EngineError, SchedulerPolicy, TokenMask};
 
 fn request(id: u64, tenant: &str, prompt: usize, max_tokens: usize) -> Request {
     let params = SamplingParams { max_tokens, ..SamplingParams::default() };
@@ -77,6 +77,73 @@ fn a_flood_neither_delays_nor_shuts_out_a_newcomer() {
         }
     }
     panic!("the newcomer starved");
+}
+
+/// A flood holds what there is of `seats` places and of blocks; the newcomer's first token, counted in steps.
+fn steps_of_a_newcomer(policy: SchedulerPolicy, num_blocks: usize, seats: usize, prompt: usize) -> usize {
+    let mut core = engine_with(num_blocks, seats, 32, ManualClock::default(), policy);
+    for id in 0..10 {
+        core.add_request(request(id, "flood", 8, 60)).expect("a place");
+    }
+    for _ in 0..40 {
+        core.step();
+    }
+    core.add_request(request(1000, "quiet", prompt, 4)).expect("a place");
+    let mut first = None;
+    let mut tokens: HashMap<u64, usize> = HashMap::new();
+    for step in 1.. {
+        for output in core.step().outputs {
+            first = first.or((output.id.0 == 1000).then_some(step));
+            *tokens.entry(output.id.0).or_default() += output.tokens.len();
+        }
+        if !core.has_work() {
+            break;
+        }
+    }
+    assert_eq!(tokens[&1000], 4);
+    assert_eq!(tokens[&9], 60, "who gave way has its whole answer as well");
+    first.expect("a token")
+}
+
+#[test]
+fn a_tenant_below_its_share_takes_a_place_and_blocks() {
+    let policy = SchedulerPolicy::default();
+    let none = SchedulerPolicy { preempt_for_share: false, ..policy.clone() };
+    // Places run out first, then blocks: what the flood's growing answers leave does not hold the newcomer's prompt.
+    for (num_blocks, seats, prompt) in [(200, 4, 8), (41, 8, 28)] {
+        assert!(steps_of_a_newcomer(policy.clone(), num_blocks, seats, prompt) <= 3);
+        assert!(steps_of_a_newcomer(none.clone(), num_blocks, seats, prompt) > 5);
+    }
+}
+
+#[test]
+fn shares_take_no_more_than_a_share() {
+    let mut core = engine(200, 4, 32, ManualClock::default());
+    for id in 0..8 {
+        core.add_request(request(id, "a", 8, 60)).expect("a place");
+    }
+    core.step();
+    for id in 8..16 {
+        core.add_request(request(id, "b", 8, 60)).expect("a place");
+    }
+    // Two of four places change hands, and then none: nobody takes them back.
+    for _ in 0..40 {
+        core.step();
+    }
+    assert_eq!(core.stats().preemptions, 2);
+    // Of a higher priority nothing is taken.
+    let mut core = engine(200, 4, 32, ManualClock::default());
+    for id in 0..4 {
+        let mut urgent = request(id, "a", 8, 60);
+        urgent.priority = 1;
+        core.add_request(urgent).expect("a place");
+    }
+    core.step();
+    core.add_request(request(8, "b", 8, 60)).expect("a place");
+    for _ in 0..40 {
+        core.step();
+    }
+    assert_eq!(core.stats().preemptions, 0);
 }
 
 #[test]

@@ -72,6 +72,16 @@ pub(super) fn engine(
     budget: usize,
     clock: ManualClock,
 ) -> EngineCore {
+    engine_with(num_blocks, max_num_seqs, budget, clock, SchedulerPolicy::default())
+}
+
+pub(super) fn engine_with(
+    num_blocks: usize,
+    max_num_seqs: usize,
+    budget: usize,
+    clock: ManualClock,
+    policy: SchedulerPolicy,
+) -> EngineCore {
     let pool = Arc::new(ThreadPool::new(PoolOptions { threads: 1, pin: false }));
     let config = EngineConfig {
         block_size: 4,
@@ -82,7 +92,7 @@ pub(super) fn engine(
         max_waiting: 16,
         cache_dtype: CacheDType::F32,
         enable_prefix_cache: true,
-        policy: SchedulerPolicy::default(),
+        policy,
     };
     let machine = Machine::new(Arc::new(Ops::new(Isa::Scalar, pool)), u64::MAX);
     EngineCore::new(Arc::new(Averaging::new()), machine, config, Arc::new(clock)).unwrap()

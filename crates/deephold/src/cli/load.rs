@@ -33,6 +33,9 @@ pub(crate) struct LoadtestArgs {
     /// How many times as fast as the trace was recorded
     #[arg(long, value_name = "N", default_value_t = 1.0, requires = "trace")]
     pub(crate) speed: f64,
+    /// Repeats the trace over 24 hours with a quiet night: at its pace at 14:00, at a quarter of it at 2:00
+    #[arg(long, requires = "trace")]
+    pub(crate) day: bool,
     /// Requests [default: 100, or those of the trace; with --duration as many as arrive]
     #[arg(short = 'n', long, value_name = "N")]
     pub(crate) requests: Option<usize>,

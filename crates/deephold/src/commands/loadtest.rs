@@ -111,7 +111,8 @@ pub(crate) fn run(args: &LoadtestArgs) -> Result<ExitCode> {
 fn plan(args: &LoadtestArgs) -> Result<Plan> {
     let duration = args.duration.map(|d| seconds("--duration", d)).transpose()?;
     if let Some(path) = &args.trace {
-        let options = TraceOptions { speed: args.speed, count: args.requests, duration, seed: args.seed };
+        let (speed, count, is_day) = (args.speed, args.requests, args.day);
+        let options = TraceOptions { speed, count, duration, is_day, seed: args.seed };
         return Ok(read_trace(path, &options)?);
     }
     let arrivals = match args.arrivals {
