@@ -19,8 +19,8 @@ pub(crate) fn run(root: &Path, filter: Option<&str>) -> Result<()> {
     let report = root.join("target/faults.jsonl");
     let _ = std::fs::remove_file(&report);
     let cargo = |args: &[&str]| Command::new("cargo").current_dir(root).args(args).status();
-    // The clock that jumps is a library of its own.
-    cargo(&["build", "--locked", "--workspace", "--example", "shifted_clock"])?;
+    // The clock that jumps and the disk that refuses are libraries of their own.
+    cargo(&["build", "--locked", "--package", "deephold-testkit", "--examples"])?;
     let mut test = Command::new("cargo");
     test.current_dir(root).args(["test", "--locked", "--workspace", "--test", "faults", "--"]);
     test.args(filter).args(["--test-threads", "1"]).env("DEEPHOLD_FAULTS_REPORT", &report);

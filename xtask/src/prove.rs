@@ -6,14 +6,16 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 /// A name, what it shows, and how.
 type Proof = (&'static str, &'static str, fn(&Path) -> Result<()>);
 
 /// What there is to prove.
-const PROOFS: [Proof; 8] = [
+const PROOFS: [Proof; 10] = [
     ("api", "the service is as it describes itself: thousands of requests by schemathesis", api),
     ("schemas", "answers of SmolLM2 fit 40 schemas, as text and as calls: 240 answers", schemas),
     ("tools", "a conversation with tools, as Qwen2.5-Coder 0.5B holds it", tools),
@@ -28,6 +30,12 @@ const PROOFS: [Proof; 8] = [
         "day",
         "24 hours of arrivals as Azure saw them, in simulation: all are answered, no later than from a queue",
         day,
+    ),
+    ("flood", "a tenant that floods moves another's p99 until the first token by less than 20 %", flood),
+    (
+        "soak",
+        "ten minutes of clients that come, cancel and vanish leave memory and descriptors as they were",
+        soak,
     ),
     ("harness", "lm-eval's log-likelihoods are the engine's", harness),
 ];
@@ -89,6 +97,82 @@ fn hostile(root: &Path) -> Result<()> {
         bail!("a case failed");
     }
     Ok(())
+}
+
+fn soak(root: &Path) -> Result<()> {
+    let mut test = Command::new("cargo");
+    test.current_dir(root).args(["test", "--locked", "--workspace", "--test", "faults", "--"]);
+    test.args(["--nocapture", "churn_leaves_nothing"]).env("DEEPHOLD_PROGRAM", program(root)?);
+    checked(test.env("DEEPHOLD_SOAK", "600"))
+}
+
+/// SmolLM2: one tenant asks for 0.15 of what the machine holds; another for half of it, or for three times as much, in turns. Quantiles
+/// are of all rounds together.
+fn flood(root: &Path) -> Result<()> {
+    const ROUNDS: usize = 4;
+    let program = program(root)?;
+    let service = Service::start(root, &[&fetched("smollm2-135m-instruct.q4_1.gguf")?])?;
+    let keys = [service.key_file(&program, "measured")?, service.key_file(&program, "flooding")?];
+    let table = service.state.join("requests.csv");
+    let load = |key: &Path, arrivals: &[&str], seed: usize| {
+        let mut command = Command::new(&program);
+        command
+            .args(["loadtest", &service.base, "-p", "48:12", "-o", "16:4", "--json", "--key-file"])
+            .arg(key);
+        command.args(["--seed", &seed.to_string(), "--csv"]).arg(&table).args(arrivals);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+    };
+    let report: Value =
+        serde_json::from_slice(&load(&keys[1], &["--arrivals", "at-once", "-n", "300"], 9).output()?.stdout)?;
+    let number = |name: &str| report[name].as_f64().context("no figure");
+    let capacity = number("succeeded")? / number("duration_s")?;
+    println!("the machine holds {capacity:.1} requests a second");
+    let mut first_tokens = [Vec::new(), Vec::new()];
+    for round in 0..ROUNDS {
+        for (share, seen) in [0.5, 3.0].into_iter().zip(&mut first_tokens) {
+            let rate = |share: f64| format!("{:.3}", share * capacity);
+            // The other tenant begins earlier, and is stopped when the measured one has ended.
+            let other = Killed(load(&keys[1], &["-r", &rate(share), "-d", "1800"], round).spawn()?);
+            std::thread::sleep(Duration::from_secs(5));
+            checked(&mut load(&keys[0], &["-r", &rate(0.15), "-d", "80"], round))?;
+            drop(other);
+            let text = std::fs::read_to_string(&table)?;
+            let rows = text.lines().skip(1).map(|row| row.split(',').nth(3)?.parse::<f64>().ok());
+            let rows: Vec<f64> = rows.collect::<Option<_>>().context("a request failed")?;
+            println!(
+                "the other at {share} of the machine: {} requests, first token after {:.0} ms, p99 {:.0} ms",
+                rows.len(),
+                1e3 * quantile(&rows, 0.5),
+                1e3 * quantile(&rows, 0.99)
+            );
+            seen.extend(rows);
+            // What the other left behind is cancelled.
+            std::thread::sleep(Duration::from_secs(2));
+        }
+    }
+    let [fair, flooded] = first_tokens.map(|v| quantile(&v, 0.99));
+    let times = flooded / fair;
+    println!("p99 over all rounds: {:.0} ms, flooded {:.0} ms: {times:.2} times", 1e3 * fair, 1e3 * flooded);
+    if times < 1.2 { Ok(()) } else { bail!("more than 1.2 times") }
+}
+
+/// The smallest that at least `q` of the values do not exceed.
+fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (q * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
+/// A program that ends with its owner.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn day(root: &Path) -> Result<()> {
@@ -186,6 +270,16 @@ impl Service {
         let mut service = Self { child, state, base: String::new(), key: String::new() };
         (service.base, service.key) = base.zip(key).context("the server did not start")?;
         Ok(service)
+    }
+
+    /// A file with a new key of a tenant.
+    fn key_file(&self, program: &Path, tenant: &str) -> Result<PathBuf> {
+        let mut command = Command::new(program);
+        command.args(["key", "create", "--owner", tenant, "--tenant", tenant, "--json", "--state"]);
+        let made: Value = serde_json::from_slice(&command.arg(&self.state).output()?.stdout)?;
+        let path = self.state.join(tenant);
+        std::fs::write(&path, made["secret"].as_str().context("no key")?)?;
+        Ok(path)
     }
 
     fn drive(&self, root: &Path, script: &str, base: &str, more: &[&str]) -> Result<()> {

@@ -15,6 +15,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// Gaps between tokens that a run keeps at most, over all its requests: 80 MB.
 const GAPS_MAX: usize = 20_000_000;
 
+/// Text that is written before a run begins, in bytes.
+const WRITTEN_MAX: usize = 256 << 20;
+
 /// How a run is done.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -84,6 +87,16 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     let mut outcome = Outcome::default();
     let mut progress = Progress::default();
+    // Where many come at once, the last would be late by the time that all texts take.
+    let mut bytes = 0;
+    let at_once = plan.requests.iter().take_while(|r| r.at.is_zero()).map(|r| texts.prompt(r));
+    let mut written = at_once
+        .take_while(|text| {
+            bytes += text.len();
+            bytes <= WRITTEN_MAX
+        })
+        .collect::<Vec<_>>()
+        .into_iter();
     let start = Instant::now();
     let mut ticks = tokio::time::interval(TICK);
     let mut take = |ended: Measured, progress: &mut Progress| {
@@ -93,7 +106,7 @@ pub async fn run(
     };
     'plan: for (place, planned) in plan.requests.iter().enumerate() {
         // Written before its time comes, so that long prompts are not sent late.
-        let prompt = texts.prompt(planned);
+        let prompt = written.next().unwrap_or_else(|| texts.prompt(planned));
         let turn = async {
             tokio::time::sleep_until((start + planned.at).into()).await;
             match &places {

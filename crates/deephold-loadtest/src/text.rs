@@ -59,7 +59,7 @@ impl Texts {
     }
 
     /// A prompt of `count` words.
-    pub fn of_words(&self, count: usize, seed: u64) -> String {
+    pub(crate) fn of_words(&self, count: usize, seed: u64) -> String {
         let mut text = String::with_capacity(count * 6);
         self.append(&mut text, count, seed, 1);
         text

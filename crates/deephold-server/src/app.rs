@@ -78,7 +78,7 @@ impl Default for ServerConfig {
             policy: AuditPolicy::Full,
             refuse_unrecorded: true,
             settings: serde_json::Value::Null,
-            connections: 1024,
+            connections: 4096,
             body_bytes: 8 << 20,
             body_time: Duration::from_secs(30),
             head_time: Duration::from_secs(10),

@@ -10,6 +10,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, Response, StatusCode, header};
 use axum::routing::{MethodFilter, on};
 use deephold_state::Role;
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::access::authenticate;
@@ -234,16 +235,21 @@ async fn admitted(
             Some(who)
         }
     };
+    let too_large = || {
+        let message = format!("the body is larger than {} bytes", app.limits.body_bytes);
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+    };
+    // What a head announces need not be waited for.
+    if body.size_hint().lower() > app.limits.body_bytes as u64 {
+        return Err(too_large());
+    }
     let read =
         tokio::time::timeout(app.limits.body_time, Limited::new(body, app.limits.body_bytes).collect()).await;
     let read = read.map_err(|_| {
         ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body did not come in time")
     })?;
     let body = read.map_err(|e| match e.downcast_ref::<LengthLimitError>() {
-        Some(_) => {
-            let message = format!("the body is larger than {} bytes", app.limits.body_bytes);
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-        }
+        Some(_) => too_large(),
         None => ApiError::bad_request("the body could not be read"),
     })?;
     let call = Call {

@@ -173,8 +173,9 @@ pub(crate) struct ServeArgs {
     /// What is written to standard error of each request: never a prompt, an answer or a key
     #[arg(long, value_enum, default_value_t = LogArg::Text)]
     pub(crate) log: LogArg,
-    /// Connections at a time; others wait
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    /// Connections at a time; others wait. More than twice what may wait for a model (1,024 sequences): a tenant that floods then leaves
+    /// room for the others
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) connections: u32,
     /// The largest body of a request
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_size)]

@@ -31,6 +31,17 @@ pub(crate) fn memory() -> Memory {
     Memory { total: field("MemTotal:"), available, limit }
 }
 
+/// Lets the process hold as many connections as the system allows it.
+pub(crate) fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // Where it is refused, fewer connections are held.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 /// Seconds since 1970, for templates that write the date.
 pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use deephold_base::{ErrorCode, human_duration};
 use deephold_loadtest::{
     Api, Arrivals, Calibration, Client, ClientOptions, Lengths, Objective, Options, Outcome, Percentile,
-    Plan, Report, Summary, Texts, TraceOptions, picture, read_trace, run as keep_to,
+    Plan, Planned, Report, Summary, Texts, TraceOptions, picture, read_trace, run as keep_to,
 };
 use serde_json::json;
 
@@ -18,7 +18,7 @@ use crate::cli::{ApiArg, ArrivalsArg, LoadtestArgs};
 use crate::console::{note, out, plain};
 use crate::fail::{bad_argument, fail};
 use crate::input::read_text_within;
-use crate::terminal;
+use crate::{system, terminal};
 
 /// Requests where nothing is said.
 const REQUESTS: usize = 100;
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &LoadtestArgs) -> Result<ExitCode> {
         ApiArg::Completions => Api::Completions,
     };
     let options = ClientOptions { api, key: key(args)?, ca: args.ca.clone(), timeout };
-    raise_descriptors();
+    system::raise_descriptors();
     terminal::catch_interrupts();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut client = Client::new(args.url.clone(), options)?;
@@ -60,8 +60,11 @@ pub(crate) fn run(args: &LoadtestArgs) -> Result<ExitCode> {
     runtime.block_on(async {
         let warm_up = plan.requests.iter().take(args.warm_up);
         for (i, request) in warm_up.enumerate() {
-            let text = texts.of_words(request.prompt_tokens.min(256), args.seed ^ (i as u64 + (1 << 40)));
-            client.ask(&text, 8).await;
+            // Texts of their own, so that no prefix of the measurement is in a cache.
+            let seed = args.seed ^ (i as u64 + (1 << 40));
+            let prompt_tokens = request.prompt_tokens.min(256);
+            let planned = Planned { prompt_tokens, seed, blocks: Vec::new(), ..request.clone() };
+            client.ask(&texts.prompt(&planned), 8).await;
         }
     });
     let bar = terminal::step_bar("answers", plan.requests.len() as u64);
@@ -157,17 +160,6 @@ fn key(args: &LoadtestArgs) -> Result<Option<String>> {
         ));
     }
     Ok((!key.is_empty()).then(|| key.to_owned()))
-}
-
-/// Lets the process hold as many connections as the system allows it.
-fn raise_descriptors() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
-        // Where it is refused, the errors of the run say what was missing.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

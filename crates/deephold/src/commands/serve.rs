@@ -89,6 +89,8 @@ fn serve(args: &ServeArgs, settings: &Settings) -> Result<ExitCode> {
         resident: system::resident,
         ..ServerConfig::default()
     };
+    // A descriptor for each connection, where the system allows so many.
+    system::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = Server::start(config, Arc::new(store), log, hosted, clock).await?;

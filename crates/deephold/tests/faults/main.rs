@@ -12,13 +12,14 @@ mod process;
 #[path = "../serve/service.rs"]
 #[allow(dead_code, reason = "the tests of the service use the rest")]
 mod service;
+mod soak;
 mod target;
 mod wire;
 
 use std::collections::HashSet;
 use std::io::Write;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -158,4 +159,13 @@ fn counted(state: &Path, more: &[&str]) -> u64 {
 fn signal(pid: u32, name: &str) {
     let sent = std::process::Command::new("kill").args([name, &pid.to_string()]).status();
     assert!(sent.expect("kill").success());
+}
+
+/// A library beside this test, built from the testkit's example of that name, that the program is loaded with (`LD_PRELOAD`).
+fn library(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    let folder = test.ancestors().nth(2).expect("the target folder").join("examples");
+    let path = folder.join(format!("lib{name}.so"));
+    assert!(path.is_file(), "cargo test builds {}", path.display());
+    path
 }

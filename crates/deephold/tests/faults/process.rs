@@ -1,6 +1,7 @@
 //! What happens to the process: killed, short of memory, its clock set, its neighbours.
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use deephold_testkit::TempDir;
 
 use crate::common::{deephold, records, text};
 use crate::service::Service;
-use crate::{Fault, Load, all_are_recorded, ask, counted, rounds, signal};
+use crate::{Fault, Load, all_are_recorded, ask, counted, library, rounds, signal};
 
 #[test]
 fn killed_under_load_again_and_again() {
@@ -96,15 +97,6 @@ fn the_audit_log_is_deleted_while_it_is_written() {
     ));
 }
 
-/// The library beside this test that shifts the clock of a program, built from the testkit's example.
-fn shifted_clock() -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    let folder = test.ancestors().nth(2).expect("the target folder").join("examples");
-    let path = folder.join("libshifted_clock.so");
-    assert!(path.is_file(), "cargo test builds {}", path.display());
-    path
-}
-
 #[cfg(target_os = "linux")]
 #[test]
 fn the_clock_jumps() {
@@ -117,7 +109,7 @@ fn the_clock_jumps() {
     let (state, shift) = (dir.join("state"), dir.join("shift"));
     std::fs::write(&shift, 0i64.to_ne_bytes()).expect("a file");
     let mut command = Command::new(env!("CARGO_BIN_EXE_deephold"));
-    command.env("LD_PRELOAD", shifted_clock()).env("SHIFTED_CLOCK", &shift);
+    command.env("LD_PRELOAD", library("shifted_clock")).env("SHIFTED_CLOCK", &shift);
     let service = Service::start_by(command, &state, &[]);
     let days = |n: i64| {
         use std::os::unix::fs::FileExt;
@@ -164,8 +156,8 @@ fn the_clock_jumps() {
 fn memory_runs_out() {
     let fault = Fault {
         name: "memory limit",
-        done: "a start with 64 MiB of address space; under load the limit falls to 8 MiB more than is used (prlimit)",
-        holds: "the start ends with a message; a process that dies loses no answer, and starts again",
+        done: "a start with 64 MiB of address space; under load the limit of its data falls to what is used (prlimit), and bodies of 6 MiB come",
+        holds: "the start ends with a message; the process dies, loses no answer, and starts again",
     };
     let dir = TempDir::new("faults");
     let state = dir.join("state");
@@ -184,9 +176,9 @@ fn memory_runs_out() {
     load.run(8, || {
         std::thread::sleep(Duration::from_millis(300));
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a status");
-        let used = status.lines().find(|l| l.starts_with("VmSize")).expect("its size");
+        let used = status.lines().find(|l| l.starts_with("VmData")).expect("its size");
         let used: u64 = used.split_whitespace().nth(1).expect("KiB").parse().expect("a number");
-        let limit = format!("--as={}", (used + 8192) * 1024);
+        let limit = format!("--data={}", used * 1024);
         assert!(
             Command::new("prlimit")
                 .args(["--pid", &pid.to_string(), &limit])
@@ -194,10 +186,22 @@ fn memory_runs_out() {
                 .expect("prlimit")
                 .success()
         );
-        std::thread::sleep(Duration::from_millis(rounds(700, 5000) as u64));
+        // Answers of a few tokens need nothing new; a body has to be put somewhere.
+        let large = vec![b' '; 6 << 20];
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(30) {
+            // Nobody listens any more once it has died.
+            let Ok(mut stream) = TcpStream::connect(&service.address) else { break };
+            let head = format!(
+                "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Length: {}\r\n\r\n",
+                large.len()
+            );
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&large));
+        }
     });
     let acknowledged = load.acknowledged.into_inner().expect("ids");
-    let lives = service.child.try_wait().expect("a state").is_none();
+    let end = service.child.try_wait().expect("a status");
+    assert!(end.is_some_and(|status| !status.success()), "it lives on: {end:?}");
     drop(service);
     let mut service = Service::start(&state, &[]);
     service.key = key;
@@ -205,9 +209,9 @@ fn memory_runs_out() {
     all_are_recorded(&state, &acknowledged);
     let line = words.lines().find(|l| l.contains("allocate")).unwrap_or_default();
     fault.ours(&format!(
-        "start: code {}, {line}; under load: {}, {} answers, all recorded",
+        "start: code {}, {line}; under load: {}, {} answers, all recorded; it started again",
         poor.status.code().map_or("none".to_owned(), |c| c.to_string()),
-        if lives { "it lived on" } else { "it died" },
+        end.map_or("it lives".to_owned(), |status| status.to_string()),
         acknowledged.len()
     ));
 }

@@ -37,9 +37,14 @@ impl Drop for Target {
 impl Target {
     /// Ours, started by a shell that first runs `before`, as a limit.
     pub(crate) fn ours(before: &str) -> Self {
-        let dir = TempDir::new("faults");
         let mut command = Command::new("bash");
         command.args(["-c", &format!("{before}\nexec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_deephold")]);
+        Self::ours_by(command)
+    }
+
+    /// Ours, started by a command.
+    pub(crate) fn ours_by(command: Command) -> Self {
+        let dir = TempDir::new("faults");
         let service = Service::start_by(command, &dir.join("state"), &[]);
         let (address, pid, key) = (service.address.clone(), service.child.id(), service.key.clone());
         Self { name: "deephold", address, pid, key, process: Process::Ours(Box::new(service)), _dir: dir }
