@@ -5,7 +5,8 @@
 //! the running sequence of lowest priority that arrived last gives its blocks up and waits in its old place. So the first
 //! running sequence always advances, and every one becomes first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cost::{StepCostModel, StepWork};
@@ -79,6 +80,22 @@ impl Budget {
     }
 }
 
+/// What a tenant has of the engine.
+struct Holding {
+    /// The larger of its parts of the places and of the blocks, 0 to 1 (dominant resource fairness: Ghodsi et al., NSDI 2011).
+    part: f64,
+    /// One sequence is everybody's.
+    is_single: bool,
+    /// Its last running sequence.
+    last: SeqKey,
+}
+
+impl Holding {
+    fn is_above(&self, share: f64) -> bool {
+        !self.is_single && self.part > share
+    }
+}
+
 /// All sequences and the cache's bookkeeping.
 pub struct Scheduler {
     pub(crate) running: BTreeMap<SeqKey, Sequence>,
@@ -146,6 +163,7 @@ impl Scheduler {
                 self.advance(key, 1, &mut out);
             }
         }
+        let above = self.tenants_above_share();
         let mut left = self.budget_for_prompts(&out, crowded);
         let mut kept = self.keep_for_newcomers(left, &prompts);
         // 1. The oldest prompt's part.
@@ -168,18 +186,42 @@ impl Scheduler {
         }
         // What a short prompt left of the first part is the newcomers' as well.
         kept = Budget { floor: kept.floor, ..left };
-        while let Some((spent, again)) = self.admit(kept, now, &mut out) {
+        loop {
+            let next = self.waiting.next().and_then(|key| self.waiting.get(&key));
+            if next.is_some_and(|seq| above.contains(&seq.tenant)) && self.has_first_token_for(&out, &above) {
+                break;
+            }
+            let budget = self.part_of(next, kept, &above);
+            let Some((spent, again)) = self.admit(budget, now, &mut out) else { break };
             (left, kept) = (left.less(spent), kept.less(spent));
             if !again {
                 break;
             }
         }
         // 3. What is left over, the oldest first.
+        let is_closed = self.has_first_token_for(&out, &above);
         for key in prompts {
-            left = left.less(self.advance_within(key, left, &mut out));
+            if is_closed && self.running.get(&key).is_some_and(|seq| above.contains(&seq.tenant)) {
+                continue;
+            }
+            let budget = self.part_of(self.running.get(&key), left, &above);
+            left = left.less(self.advance_within(key, budget, &mut out));
         }
         out.work = self.work(&out);
         out
+    }
+
+    /// Whether the plan brings a first token to a tenant that is not among those above their share. Their prompts then wait for the
+    /// next step instead of making this one longer.
+    fn has_first_token_for(&self, plan: &SchedulerOutput, above: &HashSet<Arc<str>>) -> bool {
+        let brings = |scheduled: &ScheduledSeq| {
+            self.running.get(&scheduled.key).is_some_and(|seq| {
+                seq.num_missing() > 1
+                    && seq.num_missing() == scheduled.num_tokens
+                    && !above.contains(&seq.tenant)
+            })
+        };
+        !above.is_empty() && plan.seqs.iter().any(brings)
     }
 
     /// What the plan's time depends on.
@@ -206,6 +248,17 @@ impl Scheduler {
             None => (tokens, f64::INFINITY),
         };
         Budget { tokens: most, seconds, floor: 0 }
+    }
+
+    /// What of a budget a sequence's prompt may take: where its tenant is above its share, half of the step's time stays free. The next
+    /// step, which others may be waiting for, then begins sooner.
+    fn part_of(&self, seq: Option<&Sequence>, budget: Budget, above: &HashSet<Arc<str>>) -> Budget {
+        match (seq, self.policy.step_target) {
+            (Some(seq), Some(target)) if above.contains(&seq.tenant) => {
+                Budget { seconds: (budget.seconds - target.as_secs_f64() / 2.0).max(0.0), ..budget }
+            }
+            _ => budget,
+        }
     }
 
     /// The part of `left` that the oldest prompt must leave to newcomers, where there may be any.
@@ -345,37 +398,50 @@ impl Scheduler {
         Some(())
     }
 
-    /// The sequence that has to make room for a waiting one whose tenant has less than its share. What a tenant has is the
-    /// larger of its parts of the places and of the blocks (dominant resource fairness: Ghodsi et al., NSDI 2011). Everybody
-    /// keeps one sequence, so every tenant's oldest advances; and nobody falls below its share, so none is taken back.
+    /// The sequence that has to make room for a waiting one whose tenant has less than its share. Everybody keeps one sequence, so
+    /// every tenant's oldest advances; and nobody falls below its share, so none is taken back.
     fn last_above_share(&self, key: SeqKey) -> Option<SeqKey> {
         if !self.policy.preempt_for_share {
             return None;
         }
         let mine = &self.waiting.get(&key)?.tenant;
+        let (holdings, share) = (self.holdings(), self.waiting.shares());
         let place = 1.0 / self.max_num_seqs as f64;
-        let num_blocks = self.kv.pool().num_blocks() as f64;
-        /// What a tenant has: places, blocks, and its last sequence.
-        #[derive(Clone, Copy)]
-        struct Has {
-            places: usize,
-            blocks: usize,
-            last: SeqKey,
-        }
-        let mut tenants: HashMap<&str, Has> = HashMap::new();
-        for (last, seq) in &self.running {
-            let has = tenants.entry(&seq.tenant).or_insert(Has { places: 0, blocks: 0, last: *last });
-            *has = Has { places: has.places + 1, blocks: has.blocks + seq.blocks.table.len(), last: *last };
-        }
-        let part = |has: &Has| (has.places as f64 * place).max(has.blocks as f64 / num_blocks);
-        if tenants.get(&**mine).is_some_and(|has| part(has) + place > self.waiting.share(mine)) {
+        if holdings.get(mine).is_some_and(|has| has.part + place > share(mine)) {
             return None;
         }
-        let above = tenants.iter().filter_map(|(tenant, has)| {
-            let over = part(has) / self.waiting.share(tenant);
-            (has.places > 1 && over > 1.0 && has.last.0 >= key.0).then_some((over, has.last))
+        let above =
+            holdings.iter().filter(|(tenant, has)| has.is_above(share(tenant)) && has.last.0 >= key.0);
+        let furthest = above.max_by(|(t, a), (u, b)| {
+            (a.part / share(t)).total_cmp(&(b.part / share(u))).then(a.last.cmp(&b.last))
         });
-        above.max_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))).map(|(_, last)| last)
+        furthest.map(|(_, has)| has.last)
+    }
+
+    /// Tenants that have more than their share while others have work.
+    fn tenants_above_share(&self) -> HashSet<Arc<str>> {
+        if !self.policy.preempt_for_share || self.waiting.num_tenants() < 2 {
+            return HashSet::new();
+        }
+        let share = self.waiting.shares();
+        let above = self.holdings().into_iter().filter(|(tenant, has)| has.is_above(share(tenant)));
+        above.map(|(tenant, _)| tenant).collect()
+    }
+
+    /// What each tenant has.
+    fn holdings(&self) -> HashMap<Arc<str>, Holding> {
+        let place = 1.0 / self.max_num_seqs as f64;
+        let block = 1.0 / self.kv.pool().num_blocks() as f64;
+        let mut parts: HashMap<&Arc<str>, (usize, usize, SeqKey)> = HashMap::new();
+        for (key, seq) in &self.running {
+            let (places, blocks, last) = parts.entry(&seq.tenant).or_insert((0, 0, *key));
+            (*places, *blocks, *last) = (*places + 1, *blocks + seq.blocks.table.len(), *key);
+        }
+        let holding = |(places, blocks, last)| {
+            let part = (places as f64 * place).max(blocks as f64 * block);
+            Holding { part, is_single: places == 1, last }
+        };
+        parts.into_iter().map(|(tenant, has)| (Arc::clone(tenant), holding(has))).collect()
     }
 
     /// Notes that a scheduled part was computed; true where the sequence has caught up and a token can be sampled.

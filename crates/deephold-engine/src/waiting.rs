@@ -54,10 +54,10 @@ impl WaitingQueue {
         self.accounts.get(tenant).map_or(0.0, |a| a.served)
     }
 
-    /// A tenant's part of the engine: its weight among those that have sequences there; 0 to 1.
-    pub(crate) fn share(&self, tenant: &str) -> f64 {
+    /// A tenant's part of the engine, 0 to 1: its weight among those that have sequences there.
+    pub(crate) fn shares(&self) -> impl Fn(&str) -> f64 {
         let all: f64 = self.accounts.values().filter(|a| a.live > 0).map(|a| a.weight).sum();
-        self.accounts.get(tenant).map_or(0.0, |a| a.weight / all)
+        move |tenant| self.accounts.get(tenant).map_or(0.0, |a| a.weight / all)
     }
 
     /// A sequence enters the engine.

@@ -92,6 +92,37 @@ fn a_thousand_streams_at_once_are_held_within_bounded_memory() {
     assert!(grown < 950 * 128, "{grown} KiB for 950 streams more");
 }
 
+/// More than may wait for a model: the flood is told so, and another tenant is answered meanwhile, every time.
+#[test]
+fn a_flood_leaves_room_for_others() {
+    let dir = TempDir::new("loadtest");
+    let service = Service::start(&dir.join("state"), &[]);
+    let made = service
+        .post("/admin/v1/keys", &serde_json::json!({ "owner": "Eve", "role": "app", "tenant": "flooding" }));
+    let key = dir.join("key");
+    std::fs::write(&key, made.json()["secret"].as_str().expect("a secret")).expect("a key file");
+    let url = format!("http://{}", service.address);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let (flood, statuses) = std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let flags = ["--arrivals", "at-once", "-n", "2500", "-p", "24", "-o", "40", "--json"];
+            let report = json(&[&["loadtest", &url, "--key-file", text(&key)], &flags[..]].concat());
+            is_over.store(true, std::sync::atomic::Ordering::SeqCst);
+            report
+        });
+        let mut statuses = Vec::new();
+        while !is_over.load(std::sync::atomic::Ordering::SeqCst) {
+            statuses.push(service.ask(serde_json::json!({ "max_tokens": 4 })).status);
+        }
+        (flood.join().expect("a report"), statuses)
+    });
+    assert!(statuses.len() > 3 && statuses.iter().all(|s| *s == 200), "{statuses:?}");
+    let (answered, refused) = (&flood["succeeded"], &flood["failed"]);
+    assert!(answered.as_u64() > Some(1000) && refused.as_u64() > Some(0), "{answered}, {refused}");
+    let kinds = flood["errors"].as_object().expect("kinds of errors");
+    assert!(kinds.keys().all(|kind| kind.starts_with("status 503")), "{kinds:?}");
+}
+
 #[test]
 fn servers_that_know_less_are_measured_too() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
