@@ -68,15 +68,25 @@ fn at_rest(target: &Target) -> (u64, usize) {
     (target.memory(), target.descriptors())
 }
 
-fn churn(target: &Target, seed: u64, duration: Duration) -> u64 {
+/// How long clients come: seconds, or so many of them.
+#[derive(Clone, Copy)]
+enum Until {
+    Seconds(f64),
+    Came(u64),
+}
+
+fn churn(target: &Target, seed: u64, until: Until) -> u64 {
     let came = AtomicU64::new(0);
+    let begun = Instant::now();
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let came = &came;
+            let (came, begun) = (&came, &begun);
             scope.spawn(move || {
                 let mut rng = Rng::new(seed * CLIENTS + client);
-                let begun = Instant::now();
-                while begun.elapsed() < duration {
+                while match until {
+                    Until::Seconds(s) => begun.elapsed().as_secs_f64() < s,
+                    Until::Came(n) => came.load(Ordering::Relaxed) < n,
+                } {
                     one_client(target, &mut rng);
                     came.fetch_add(1, Ordering::Relaxed);
                 }
@@ -86,42 +96,43 @@ fn churn(target: &Target, seed: u64, duration: Duration) -> u64 {
     came.into_inner()
 }
 
-/// As much memory and as many descriptors in the end as after the first part, within 2 %.
+/// As much memory and as many descriptors in the end as after the first part, within 2 % over ten minutes.
 #[cfg(target_os = "linux")]
 #[test]
 fn churn_leaves_nothing() {
     let fault = Fault {
         name: "churn",
         done: "8 clients that come, cancel, break off and vanish without pause",
-        holds: "memory and descriptors at rest stay what they were after the first 10 s (of ten minutes: the first), within 2 %",
+        holds: "memory and descriptors at rest stay what they were after 4,000 clients, within 5 %; over ten minutes (`cargo xtask prove soak`) after the first, within 2 %",
     };
     let asked: Option<u64> = std::env::var(SECONDS).ok().map(|s| s.parse().expect("seconds"));
     let program = std::env::var_os("DEEPHOLD_PROGRAM")
         .map_or_else(|| env!("CARGO_BIN_EXE_deephold").into(), PathBuf::from);
     let target = Target::ours_by(Command::new(program));
-    // The first part fills what is kept on purpose: caches, buffers of threads.
-    let (first, part, parts) = match asked {
-        Some(all) => (all as f64 / 10.0, all as f64 / 10.0, 10),
-        None => (10.0, 3.0, 3),
+    // The first part fills what is kept on purpose: caches, buffers of threads. The allocator's last step, of 2 MiB or 3 %, may come
+    // later than 4,000 clients: what goes on growing shows in ten minutes.
+    let (parts, most) = match asked {
+        Some(all) => (vec![Until::Seconds(all as f64 / 10.0); 10], 1.02),
+        None => (vec![Until::Came(4000), Until::Came(1000), Until::Came(1000)], 1.05),
     };
-    let (mut came, mut took) = (0, 0.0);
+    let (mut came, begun) = (0, Instant::now());
     let mut held = Vec::new();
-    for round in 0..parts {
-        let seconds = if round == 0 { first } else { part };
-        came += churn(&target, round, Duration::from_secs_f64(seconds));
-        took += seconds;
+    for (seed, until) in (0..).zip(parts) {
+        came += churn(&target, seed, until);
         let (bytes, descriptors) = at_rest(&target);
+        let took = begun.elapsed().as_secs_f64();
         println!("{took:5.0} s: {came} clients, {} KiB, {descriptors} descriptors", bytes / 1024);
         held.push((bytes, descriptors));
     }
     let (first, last) = (held[0], held[held.len() - 1]);
     fault.ours(&format!(
-        "{came} clients in {took:.0} s: {} KiB and {} descriptors after the first part, {} KiB and {} in the end",
+        "{came} clients in {:.0} s: {} KiB and {} descriptors after the first part, {} KiB and {} in the end",
+        begun.elapsed().as_secs_f64(),
         first.0 / 1024,
         first.1,
         last.0 / 1024,
         last.1
     ));
     assert_eq!(first.1, last.1, "descriptors");
-    assert!(last.0 as f64 <= 1.02 * first.0 as f64, "{held:?}");
+    assert!(last.0 as f64 <= most * first.0 as f64, "{held:?}");
 }
