@@ -18,7 +18,7 @@ use crate::EngineError;
 /// Of one priority the prompts of the tenant that was served least stand before those of others, so "oldest" is the oldest of
 /// that tenant. Where places or cache blocks run out, a tenant below its share takes them from the one furthest above
 /// ([`preempt_for_share`](Self::preempt_for_share)), and a step that brings a first token to one that is not above its share takes no
-/// prompts of those that are; theirs fill half of a step's time at most.
+/// prompts of those that are. Beside others theirs leave half of a step's time free, but for the oldest's part.
 ///
 /// So the oldest prompt always advances, every prompt becomes the oldest, and newcomers never wait for the end of a long one.
 #[derive(Clone, Debug, PartialEq)]
