@@ -1,33 +1,15 @@
-//! A library that makes every file of the program that it is loaded into (`LD_PRELOAD`) read-only while the first byte of the file
-//! `READ_ONLY_DISK` is not 0: what a system does that remounts a disk after an error. Sockets and pipes go on. The file is mapped at
-//! the first look, so that a sandbox does not matter.
+//! A library that makes every file of the program that it is loaded into (`LD_PRELOAD`) read-only while the number in the file
+//! `READ_ONLY_DISK` is not 0 (see `mapped`): what a system does that remounts a disk after an error. Sockets and pipes go on.
 #![allow(missing_docs, reason = "a library for tests")]
 #![cfg(target_os = "linux")]
 
-use std::ffi::{c_int, c_void};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
+mod mapped;
 
-fn is_read_only() -> bool {
-    static MAPPED: OnceLock<Option<&'static AtomicU8>> = OnceLock::new();
-    let mapped = MAPPED.get_or_init(|| {
-        let path = std::env::var_os("READ_ONLY_DISK")?;
-        let file = std::fs::File::open(path).ok()?;
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
-        // SAFETY: a new mapping of a byte of an open file, checked for failure below.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), 1, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
-        if at == libc::MAP_FAILED {
-            return None;
-        }
-        // SAFETY: the mapping is never unmapped and holds a byte; writers change it as a whole.
-        Some(unsafe { &*at.cast::<AtomicU8>() })
-    });
-    mapped.is_some_and(|byte| byte.load(Ordering::Relaxed) != 0)
-}
+use std::ffi::{c_int, c_void};
 
 /// Whether a descriptor is a file's on such a disk; then `errno` says so.
 fn refuses(fd: c_int) -> bool {
-    if !is_read_only() {
+    if mapped::number("READ_ONLY_DISK") == 0 {
         return false;
     }
     // SAFETY: a zeroed `stat` is valid, and the kernel fills it.

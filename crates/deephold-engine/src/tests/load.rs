@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use deephold_base::{Clock, ManualClock};
-use deephold_loadtest::{Arrivals, Length, Lengths, Plan, Planned, TraceOptions, read_trace};
+use deephold_loadtest::{Arrivals, Length, Lengths, Plan, Planned, Sorted, TraceOptions, read_trace};
 use deephold_testkit::{shared, skip_without_shared};
 
 use super::timed::{request, timed_with};
@@ -20,11 +20,9 @@ struct Seen {
 }
 
 impl Seen {
-    /// The smallest that at least `q` of them do not exceed.
     fn quantile(&self, q: f64) -> f64 {
-        let mut sorted = self.ttft.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted[((q * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len()) - 1]
+        let sorted: Sorted = self.ttft.iter().copied().collect();
+        sorted.quantile(q).expect("a first token")
     }
 }
 

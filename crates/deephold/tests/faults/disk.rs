@@ -113,22 +113,22 @@ fn the_state_can_only_be_read() {
     let dir = TempDir::new("faults");
     let (state, switch) = (dir.join("disk/state"), dir.join("switch"));
     std::fs::create_dir(dir.join("disk")).expect("a folder");
-    std::fs::write(&switch, [0]).expect("a file");
+    std::fs::write(&switch, 0i64.to_ne_bytes()).expect("a file");
     let mut command = Command::new(env!("CARGO_BIN_EXE_deephold"));
     command.env("LD_PRELOAD", library("read_only_disk")).env("READ_ONLY_DISK", &switch);
     let service = Service::start_by(command, &state, &[]);
-    let set = |is_read_only: u8| {
+    let set = |is_read_only: bool| {
         use std::os::unix::fs::FileExt;
         let file = std::fs::OpenOptions::new().write(true).open(&switch).expect("the switch");
-        file.write_all_at(&[is_read_only], 0).expect("written");
+        file.write_all_at(&i64::from(is_read_only).to_ne_bytes(), 0).expect("written");
     };
     let mut ids = vec![ask(&service.address, &service.key).expect("an answer")];
-    set(1);
+    set(true);
     let (mut more, problem) = until_refused(&service);
     assert!(problem.contains("503"), "{problem}");
     assert_eq!(more.len(), 0, "answered, and nowhere to write it");
     ids.append(&mut more);
-    set(0);
+    set(false);
     let (id, took) = until_answered(&service);
     ids.push(id);
     all_are_recorded(&state, &ids);
