@@ -88,6 +88,8 @@ const fn get_with(
 #[rustfmt::skip]
 pub(crate) const ROUTES: &[Route] = &[
     get("/healthz", OPEN, |c| Box::pin(ops::healthz(c)), ops::describe_healthz),
+    // As vLLM, SGLang and llama.cpp name it.
+    get("/health", OPEN, |c| Box::pin(ops::healthz(c)), ops::describe_healthz),
     get("/readyz", OPEN, |c| Box::pin(ops::readyz(c)), ops::describe_readyz),
     get("/openapi.json", OPEN, |c| Box::pin(openapi::document(c)), ops::describe_openapi),
     get("/metrics", WATCHERS, |c| Box::pin(ops::metrics(c)), ops::describe_metrics),

@@ -81,6 +81,49 @@ fn deepseeks_paths_and_fields() {
 
 /// A model that was trained to fill holes.
 #[test]
+fn each_event_counts_its_answers_tokens_where_that_is_asked() {
+    let dir = TempDir::new("continuous-usage");
+    let service = Service::start(&dir.join("state"), &[]);
+    let events = |path: &str, asked: Value, options: Value| {
+        let mut body = object!({
+            "model": "guide", "temperature": 0, "max_tokens": 4, "ignore_eos": true, "stream": true, "stream_options": options,
+        });
+        body.as_object_mut().expect("an object").extend(asked.as_object().expect("an object").clone());
+        service.post(path, &body).events()
+    };
+    let continuous = object!({ "include_usage": true, "continuous_usage_stats": true });
+    let number = |event: &Value, name: &str| event["usage"][name].as_u64().expect("a number");
+
+    // Two prompts: each event counts its own.
+    let prompts = object!({ "prompt": [[5, 6, 7], [5, 6, 7, 8, 9]] });
+    let all = events("/v1/completions", prompts.clone(), continuous.clone());
+    for (index, prompt) in [(0, 3), (1, 5)] {
+        let own: Vec<&Value> = all.iter().filter(|e| e["choices"][0]["index"] == index).collect();
+        let counts: Vec<u64> = own.iter().map(|e| number(e, "completion_tokens")).collect();
+        assert!(counts[0] >= 1 && counts.is_sorted() && counts.last() == Some(&4), "{counts:?}");
+        for (event, count) in own.iter().zip(counts) {
+            assert_eq!(
+                (number(event, "prompt_tokens"), number(event, "total_tokens")),
+                (prompt, prompt + count)
+            );
+        }
+    }
+    let last = all.last().expect("an event");
+    assert_eq!((number(last, "prompt_tokens"), number(last, "completion_tokens")), (8, 8));
+
+    let chat = object!({ "messages": [{ "role": "user", "content": QUESTION }] });
+    let all = events("/v1/chat/completions", chat, continuous);
+    assert_eq!(number(&all[0], "completion_tokens"), 0, "the role comes before any token");
+
+    // Alone it does nothing, as with vLLM; without it, only the last event counts.
+    let alone = events("/v1/completions", prompts.clone(), object!({ "continuous_usage_stats": true }));
+    assert!(alone.iter().all(|e| e.get("usage").is_none()));
+    let plain = events("/v1/completions", prompts, object!({ "include_usage": true }));
+    let (last, others) = plain.split_last().expect("events");
+    assert!(others.iter().all(|e| e["usage"].is_null()) && number(last, "completion_tokens") == 8);
+}
+
+#[test]
 fn a_hole_in_a_program_is_filled() {
     if std::env::var_os("DEEPHOLD_TEST_MODELS").is_none_or(|dir| {
         !std::path::Path::new(&dir).join("qwen2.5-coder-0.5b-instruct.q4_k_m.gguf").exists()

@@ -29,7 +29,9 @@ fn shared() -> Map<String, Value> {
         out.insert(i.name.into(), whole(i));
     }
     let stop = json!({ "type": "string", "minLength": 1, "maxLength": STOP_BYTES_MAX / 4 });
-    let options = body(&[], json!({ "include_usage": flag("A last event with the tokens that were used") }));
+    let include = flag("A last event with the tokens that were used");
+    let continuous = flag("With `include_usage`: each event says how many tokens its answer has so far");
+    let options = body(&[], json!({ "include_usage": include, "continuous_usage_stats": continuous }));
     for (name, schema) in [
         ("ignore_eos", flag("The answer goes on where the model would end it")),
         ("stream", flag("Events as tokens come, instead of one body")),

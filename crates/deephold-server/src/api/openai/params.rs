@@ -94,17 +94,21 @@ impl Integer {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Streaming {
     pub(super) on: bool,
+    /// A last event with the tokens of all answers.
     pub(super) include_usage: bool,
+    /// Beside it, each event says how many tokens its answer has so far.
+    pub(super) continuous_usage: bool,
 }
 
 pub(super) fn streaming(fields: &mut Fields) -> ApiResult<Streaming> {
     let on = fields.bool("stream")?.unwrap_or(false);
-    let mut out = Streaming { on, include_usage: false };
+    let mut out = Streaming { on, ..Streaming::default() };
     if let Some(mut options) = fields.object("stream_options")? {
         if !on {
             return Err(ApiError::param("stream_options", "is only for `stream: true`"));
         }
         out.include_usage = options.bool("include_usage")?.unwrap_or(false);
+        out.continuous_usage = options.bool("continuous_usage_stats")?.unwrap_or(false);
         options.finish()?;
     }
     Ok(out)

@@ -30,11 +30,14 @@ pub(super) struct CompletionWriter {
     created_s: u64,
     model: String,
     tokenizer: Arc<Tokenizer>,
-    include_usage: bool,
+    streaming: Streaming,
     has_logprobs: bool,
-    num_answers: usize,
+    /// Tokens of each prompt.
+    prompt_tokens: Vec<usize>,
     /// Answers to each prompt.
     n: usize,
+    /// Tokens of each answer so far.
+    completion_tokens: Vec<usize>,
     /// Characters of each plain completion's tokens that were written.
     offsets: Vec<usize>,
 }
@@ -48,10 +51,11 @@ impl CompletionWriter {
             created_s: call.app.unix_ms().unsigned_abs() / 1000,
             model: request.model.name.clone(),
             tokenizer: Arc::clone(&request.model.tokenizer),
-            include_usage: streaming.include_usage,
+            streaming,
             has_logprobs: request.params.logprobs.is_some(),
-            num_answers: request.num_answers(),
+            prompt_tokens: request.prompts.iter().map(Vec::len).collect(),
             n: request.params.n,
+            completion_tokens: vec![0; request.num_answers()],
             offsets: vec![0; request.num_answers()],
         }
     }
@@ -66,13 +70,23 @@ impl CompletionWriter {
         json!({ "id": self.id, "object": object, "created": self.created_s, "model": self.model })
     }
 
-    fn chunk(&self, choice: Value) -> String {
+    /// A part of the answer `index`.
+    fn chunk(&self, index: usize, choice: Value) -> String {
         let mut body = self.head(true);
         body["choices"] = json!([choice]);
-        if self.include_usage {
-            body["usage"] = Value::Null;
+        if self.streaming.include_usage {
+            body["usage"] = match self.streaming.continuous_usage {
+                true => self.usage_so_far(index),
+                false => Value::Null,
+            };
         }
         data(&body)
+    }
+
+    /// Tokens of one answer and of its prompt, as vLLM and SGLang count them in each event.
+    fn usage_so_far(&self, index: usize) -> Value {
+        let (prompt, completion) = (self.prompt_tokens[index / self.n], self.completion_tokens[index]);
+        json!({ "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion })
     }
 
     /// A whole call: the `i`th of the answer `index`.
@@ -181,7 +195,7 @@ impl CompletionWriter {
 
 impl Writer for CompletionWriter {
     fn begin(&mut self, events: &mut Vec<String>) {
-        for index in 0..self.num_answers {
+        for index in 0..self.completion_tokens.len() {
             let choice = match (&self.kind, self.echoed(index)) {
                 (Kind::Chat, _) => {
                     let delta = json!({ "role": "assistant", "content": "" });
@@ -192,15 +206,16 @@ impl Writer for CompletionWriter {
                     json!({ "index": index, "text": text, "logprobs": null, "finish_reason": null })
                 }
             };
-            events.push(self.chunk(choice));
+            events.push(self.chunk(index, choice));
         }
     }
 
     fn delta(&mut self, delta: &Delta, answers: &[Answer], events: &mut Vec<String>) {
-        if let Some(choice) = self.text_choice(delta) {
-            events.push(self.chunk(choice));
-        }
         let index = delta.index;
+        self.completion_tokens[index] = answers[index].ids.len();
+        if let Some(choice) = self.text_choice(delta) {
+            events.push(self.chunk(index, choice));
+        }
         let before = answers[index].tool_calls.len() - delta.tool_calls.len();
         for (i, call) in (before..).zip(&delta.tool_calls) {
             // The name at once, then the arguments, as readers of other services expect them.
@@ -211,6 +226,7 @@ impl Writer for CompletionWriter {
             for part in [opened, arguments] {
                 let delta = json!({ "tool_calls": [part] });
                 events.push(self.chunk(
+                    index,
                     json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null }),
                 ));
             }
@@ -220,16 +236,17 @@ impl Writer for CompletionWriter {
     fn end(&mut self, answers: &[Answer], usage: Usage, events: &mut Vec<String>) {
         for (index, answer) in answers.iter().enumerate() {
             let reason = finish_reason(answer);
-            events.push(self.chunk(match self.kind {
+            let choice = match self.kind {
                 Kind::Chat => {
                     json!({ "index": index, "delta": {}, "logprobs": null, "finish_reason": reason })
                 }
                 Kind::Completion { .. } => {
                     json!({ "index": index, "text": "", "logprobs": null, "finish_reason": reason })
                 }
-            }));
+            };
+            events.push(self.chunk(index, choice));
         }
-        if self.include_usage {
+        if self.streaming.include_usage {
             let mut body = self.head(true);
             body["choices"] = json!([]);
             body["usage"] = usage_json(usage);
