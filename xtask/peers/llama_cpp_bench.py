@@ -5,6 +5,7 @@ usage: llama_cpp_bench.py MODEL.gguf [-p 512] [-n 64] [-b 1,8] [-d DEPTH] [-t TH
 -d: decode after DEPTH tokens of context for each sequence; --plain: without the peer's repacked weights (sometimes faster: take the better)
 needs: pip install llama-cpp-python   (built from source for this machine's processor; takes a quarter of an hour on two cores)
 -p 0: no prompt; -n 0: no decoding
+--start: only the seconds from loading to the most probable token behind a prompt of -p tokens, without Python's own start ("start_s")
 prints one JSON line: {"peer","model","threads","load_s","pp_tok_s":{"512":[..]},"tg_tok_s":{"1":[..],"8":[..]}}  (each of -r runs)
 """
 import argparse, ctypes, json, os, time
@@ -14,6 +15,7 @@ ap = argparse.ArgumentParser()
 ap.add_argument("model"); ap.add_argument("-p", type=int, default=512); ap.add_argument("-n", type=int, default=64)
 ap.add_argument("-b", default="1,8"); ap.add_argument("-t", type=int, default=os.cpu_count()); ap.add_argument("-r", type=int, default=3)
 ap.add_argument("-d", type=int, default=0); ap.add_argument("--plain", action="store_true")
+ap.add_argument("--start", action="store_true")
 a = ap.parse_args()
 batches = [int(x) for x in a.b.split(",")]
 quiet = lc.llama_log_callback(lambda *_: None); lc.llama_log_set(quiet, None)
@@ -53,6 +55,12 @@ def generate(b):                                    # -r runs after a context th
         runs.append(b * a.n / (time.perf_counter() - t))
         for s in range(b): lc.llama_memory_seq_rm(mem, s, a.d + 1, -1)
     return [round(r, 3) for r in runs]
+
+if a.start:
+    feed(a.p, 0)
+    logits = lc.llama_get_logits_ith(ctx, -1)
+    max(range(lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))), key=logits.__getitem__)
+    print(json.dumps({"start_s": [round(time.perf_counter() - t0, 3)]})); raise SystemExit
 
 prompt(64)                                          # warm-up
 out = {"peer": "llama.cpp (llama-cpp-python " + lc.__version__ + ")", "model": os.path.basename(a.model), "threads": a.t, "depth": a.d, "plain": a.plain,

@@ -85,6 +85,11 @@ fn number(value: &Value, name: &str) -> f64 {
     value[name].as_f64().unwrap_or(f64::NAN)
 }
 
+/// Whether a row counts seconds, not tokens a second.
+fn is_seconds(row: &Value) -> bool {
+    text(row, "unit") == "s"
+}
+
 /// The machine in words.
 fn machine(report: &Value) -> String {
     let m = &report["machine"];
@@ -99,24 +104,35 @@ fn machine(report: &Value) -> String {
 }
 
 fn table(report: &Value, whole: bool) -> String {
-    let mut out = format!("**{}**\n\n", machine(report));
+    let mut out = format!("**{}**; tokens a second, or seconds\n\n", machine(report));
     out.push_str(match whole {
-        true => "| model | | deephold, tokens/s | of the limit | spread | llama.cpp | build | ratio | floor |\n|---|---|---:|---:|---:|---:|---|---:|---:|\n",
-        false => "| model | | deephold, tokens/s | llama.cpp | ratio |\n|---|---|---:|---:|---:|\n",
+        true => "| model | | deephold | of the limit | spread | llama.cpp | build | ratio | floor |\n|---|---|---:|---:|---:|---:|---|---:|---:|\n",
+        false => "| model | | deephold | llama.cpp | ratio |\n|---|---|---:|---:|---:|\n",
     });
     for r in rows(report) {
         let model = format!("{} {}", text(r, "shape"), text(r, "format").to_uppercase());
         let (work, ours, peer) = (text(r, "work"), number(r, "ours"), number(r, "peer"));
         let (ratio, floor) = (number(r, "ratio"), number(r, "floor"));
+        let held = if is_seconds(r) { ours <= floor } else { ratio >= floor };
+        let (ours, peer, percent, floor) = match is_seconds(r) {
+            true => {
+                (format!("{ours:.2} s"), format!("{peer:.2} s"), String::new(), format!("at most {floor} s"))
+            }
+            false => (
+                format!("{ours:.1}"),
+                format!("{peer:.1}"),
+                format!("{:.0} %", number(r, "percent_of_limit")),
+                format!("{floor:.2}"),
+            ),
+        };
         let line = match whole {
             true => format!(
-                "| {model} | {work} | {ours:.1} | {:.0} % | {:.0} % | {peer:.1} | {} | {ratio:.2} | {floor:.2}{} |",
-                number(r, "percent_of_limit"),
+                "| {model} | {work} | {ours} | {percent} | {:.0} % | {peer} | {} | {ratio:.2} | {floor}{} |",
                 100.0 * number(r, "spread"),
                 text(r, "peer_build"),
-                if ratio >= floor { "" } else { ", missed" }
+                if held { "" } else { ", missed" }
             ),
-            false => format!("| {model} | {work} | {ours:.1} | {peer:.1} | {ratio:.2} |"),
+            false => format!("| {model} | {work} | {ours} | {peer} | {ratio:.2} |"),
         };
         out.push_str(&line);
         out.push('\n');
@@ -150,8 +166,9 @@ const X: (f64, f64) = (1.0, 1e4);
 
 /// The roof that the limits of the runs' machine make, and where each work stands under it; both axes logarithmic.
 fn roofline(isa: &str, report: &Value) -> Result<String> {
-    // Behind a context attention adds what the roof does not count.
-    let shown: Vec<&Value> = rows(report).filter(|r| !text(r, "work").contains("after")).collect();
+    // Behind a context attention adds what the roof does not count; seconds have no place under it.
+    let shown: Vec<&Value> =
+        rows(report).filter(|r| !text(r, "work").contains("after") && !is_seconds(r)).collect();
     if shown.is_empty() {
         bail!("the report for {isa} has no rows to draw");
     }

@@ -143,14 +143,26 @@ fn unpack_q3k(bytes: &[u8], block: &mut Block) {
     }
 }
 
+/// The scales and mins of the eight groups of a Q4_K or Q5_K block, six bits each, from their 12 bytes.
+///
+/// # Panics
+/// There are fewer than 12 bytes.
+#[inline]
+pub fn q4k_scales(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
+    let (mut scales, mut mins) = ([0; 8], [0; 8]);
+    for g in 0..4 {
+        (scales[g], mins[g]) = (bytes[g] & 63, bytes[g + 4] & 63);
+        scales[g + 4] = bytes[g + 8] & 15 | bytes[g] >> 6 << 4;
+        mins[g + 4] = bytes[g + 8] >> 4 | bytes[g + 4] >> 6 << 4;
+    }
+    (scales, mins)
+}
+
 fn unpack_q4k(bytes: &[u8], qs: &[u8], qh: Option<&[u8]>, block: &mut Block) {
     (block.d, block.dmin) = (f16_at(bytes, 0), f16_at(bytes, 2));
-    let scales = &bytes[4..16];
-    for g in 0..4 {
-        block.scales[g] = (scales[g] & 63) as i8;
-        block.mins[g] = scales[g + 4] & 63;
-        block.scales[g + 4] = (scales[g + 8] & 15 | scales[g] >> 6 << 4) as i8;
-        block.mins[g + 4] = scales[g + 8] >> 4 | scales[g + 4] >> 6 << 4;
+    let (scales, mins) = q4k_scales(&bytes[4..16]);
+    for g in 0..8 {
+        (block.scales[g], block.mins[g]) = (scales[g] as i8, mins[g]);
     }
     for (g, codes) in groups(block) {
         let low = part(qs, g / 2 * 32);

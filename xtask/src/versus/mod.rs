@@ -118,7 +118,8 @@ fn measure(o: &Options, work: &Work, ours: &Deephold, peer: &LlamaCpp, file: &Pa
             peer.measure(work, file, build, runs, &mut rows)?;
         }
         if round == 0 {
-            let worse = |a: &str, b: &str| rows.iter().all(|r| r.peer_run(a, 0) <= r.peer_run(b, 0));
+            let worse =
+                |a: &str, b: &str| rows.iter().all(|r| r.is_worse(r.peer_run(a, 0), r.peer_run(b, 0)));
             if worse("plain", "repacked") {
                 builds = vec!["repacked"];
             } else if worse("repacked", "plain") {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -42,6 +43,12 @@ impl Deephold {
 
     /// `runs` runs of everything that `work` asks for, in one process.
     pub(super) fn measure(&self, work: &Work, file: &Path, runs: usize, rows: &mut [Row]) -> Result<()> {
+        if work.is_start() {
+            return rows.iter_mut().try_for_each(|row| {
+                row.ours.push(self.start(work, file)?);
+                Ok(())
+            });
+        }
         let batches: Vec<String> = work.batches().iter().map(usize::to_string).collect();
         let mut command = Command::new(&self.path);
         command.arg("bench").arg(file).args(["--json", "--runs", &runs.to_string()]);
@@ -71,6 +78,25 @@ impl Deephold {
             row.work_per_token = (number("macs_per_token")?, number("bytes_per_token")?);
         }
         Ok(())
+    }
+}
+
+impl Deephold {
+    /// Seconds from the program's start to its end behind one token.
+    fn start(&self, work: &Work, file: &Path) -> Result<f64> {
+        let ids: Vec<String> = (0..work.prompt).map(|i| (i * 37 % 1000 + 5).to_string()).collect();
+        let mut command = Command::new(&self.path);
+        command.arg("generate").arg(file).args(["--prompt-ids", &ids.join(",")]);
+        command.args(["--max-tokens", &work.decode.to_string(), "--json"]);
+        command.args(["--threads", &self.threads.to_string()]);
+        let begun = Instant::now();
+        let report: Value = serde_json::from_str(&output(&mut command)?)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let count = report["ids"].as_array().map(Vec::len);
+        if count != Some(work.decode) {
+            bail!("deephold generate gave another number of tokens: {report}");
+        }
+        Ok(seconds)
     }
 }
 
@@ -147,12 +173,16 @@ impl LlamaCpp {
         if build == "plain" {
             command.arg("--plain");
         }
+        if work.is_start() {
+            command.arg("--start");
+        }
         let printed = output(&mut command)?;
         let line = printed.lines().last().unwrap_or_default();
         let report: Value =
             serde_json::from_str(line).with_context(|| format!("llama.cpp printed {line}"))?;
         for row in rows {
             let figure = match row.batch {
+                _ if work.is_start() => &report["start_s"],
                 0 => &report["pp_tok_s"][work.prompt.to_string()],
                 n => &report["tg_tok_s"][n.to_string()],
             };

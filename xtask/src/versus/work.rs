@@ -24,6 +24,15 @@ impl ModelFile {
 enum Figure {
     Prompt(f64, f64),
     Decode(usize, f64, f64),
+    /// From the start of the program to the first token of a short prompt, and the most seconds that may take.
+    Start(f64),
+}
+
+/// What a row counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Unit {
+    TokensPerSecond,
+    Seconds,
 }
 
 /// What one call of each program measures.
@@ -55,16 +64,17 @@ const fn by_hand(work: Work) -> Work {
     Work { default: false, ..work }
 }
 
-use Figure::{Decode, Prompt};
+use Figure::{Decode, Prompt, Start};
 
 /// All there is. A file's works stand together, so that it is written once.
-pub(super) const WORKS: [Work; 11] = [
+pub(super) const WORKS: [Work; 12] = [
     work("q4", Q4, [512, 32, 0], &[Prompt(2.0, 1.6), Decode(1, 1.2, 1.28), Decode(8, 2.3, 2.0)]),
     work("q4-32", Q4, [0, 16, 0], &[Decode(32, 3.0, 3.0)]),
     work("q4-4k", Q4, [4096, 0, 0], &[Prompt(1.5, 1.5)]),
     work("q4-8k-deep", Q4, [0, 16, 8192], &[Decode(1, 1.3, 1.3)]),
     by_hand(work("q4-16k", Q4, [16_384, 0, 0], &[Prompt(1.5, 1.5)])),
     by_hand(work("q4-32k-deep", Q4, [0, 16, 32_768], &[Decode(1, 1.3, 1.3)])),
+    work("q4-start", Q4, [8, 1, 0], &[Start(1.5)]),
     work("q8", Q8, [512, 32, 0], &[Prompt(1.8, 2.6), Decode(1, 1.45, 1.5)]),
     by_hand(work("7b", Q4_7B, [512, 16, 0], &[Prompt(2.0, 1.6), Decode(1, 1.2, 1.28), Decode(8, 2.3, 2.0)])),
     by_hand(work("lite", LITE, [512, 16, 0], &[Prompt(1.6, 2.0), Decode(1, 1.3, 1.35), Decode(8, 1.6, 1.8)])),
@@ -76,21 +86,28 @@ impl Work {
     /// Sequences side by side that are measured.
     pub(super) fn batches(&self) -> Vec<usize> {
         let batch = |f: &Figure| match f {
-            Prompt(..) => None,
+            Prompt(..) | Start(_) => None,
             Decode(batch, ..) => Some(*batch),
         };
         self.figures.iter().filter_map(batch).collect()
+    }
+
+    /// Whether starting the program is what is measured.
+    pub(super) fn is_start(&self) -> bool {
+        matches!(self.figures, [Start(_)])
     }
 
     /// Empty rows, with the floors of `isa`.
     pub(super) fn rows(&self, isa: &str) -> Vec<Row> {
         let index = WORKS.iter().position(|w| w.name == self.name).unwrap_or_default();
         let row = |(i, f): (usize, &Figure)| {
-            let (batch, avx2, avx512) = match *f {
-                Prompt(a, b) => (0, a, b),
-                Decode(batch, a, b) => (batch, a, b),
+            let (batch, avx2, avx512, unit) = match *f {
+                Prompt(a, b) => (0, a, b, Unit::TokensPerSecond),
+                Decode(batch, a, b) => (batch, a, b, Unit::TokensPerSecond),
+                Start(seconds) => (0, seconds, seconds, Unit::Seconds),
             };
             let name = match (batch, self.depth) {
+                _ if unit == Unit::Seconds => "start to first token".to_owned(),
                 (0, _) => format!("prompt {}", self.prompt),
                 (n, 0) => format!("decode x {n}"),
                 (n, depth) => format!("decode x {n} after {depth}"),
@@ -101,6 +118,7 @@ impl Work {
                 model: self.model,
                 isa: isa.to_owned(),
                 batch,
+                unit,
                 floor: if isa == "avx512" { avx512 } else { avx2 },
                 ours: Vec::new(),
                 peer: BTreeMap::new(),
@@ -121,8 +139,10 @@ pub(super) struct Row {
     isa: String,
     /// Sequences side by side; 0: a prompt.
     pub(super) batch: usize,
+    unit: Unit,
+    /// The least ratio; of seconds, the most of them.
     floor: f64,
-    /// Tokens a second of each run.
+    /// Tokens a second, or seconds, of each run.
     pub(super) ours: Vec<f64>,
     /// The same of llama.cpp, by how it holds the weights.
     pub(super) peer: BTreeMap<&'static str, Vec<f64>>,
@@ -153,9 +173,18 @@ impl Row {
         self.peer.get(build).and_then(|runs| runs.get(run)).copied().unwrap_or_default()
     }
 
+    /// Whether `a` is no better than `b`.
+    pub(super) fn is_worse(&self, a: f64, b: f64) -> bool {
+        if self.unit == Unit::Seconds { a >= b } else { a <= b }
+    }
+
     /// The faster way of llama.cpp: its name and runs.
     fn best_peer(&self) -> (&'static str, &[f64]) {
-        let faster = self.peer.iter().max_by(|a, b| median(a.1).total_cmp(&median(b.1)));
+        let in_order = |a: &[f64], b: &[f64]| match self.unit {
+            Unit::TokensPerSecond => median(a).total_cmp(&median(b)),
+            Unit::Seconds => median(b).total_cmp(&median(a)),
+        };
+        let faster = self.peer.iter().max_by(|a, b| in_order(a.1, b.1));
         faster.map_or(("none", &[][..]), |(name, runs)| (*name, runs))
     }
 
@@ -164,8 +193,17 @@ impl Row {
         spread(&self.ours).max(spread(self.best_peer().1))
     }
 
+    /// How many times as fast as llama.cpp.
     fn ratio(&self) -> f64 {
-        median(&self.ours) / median(self.best_peer().1)
+        let (ours, peer) = (median(&self.ours), median(self.best_peer().1));
+        if self.unit == Unit::Seconds { peer / ours } else { ours / peer }
+    }
+
+    fn is_held(&self) -> bool {
+        match self.unit {
+            Unit::TokensPerSecond => self.ratio() >= self.floor,
+            Unit::Seconds => median(&self.ours) <= self.floor,
+        }
     }
 
     fn percent(&self) -> f64 {
@@ -174,15 +212,26 @@ impl Row {
 
     pub(super) fn line(&self) -> String {
         let (build, peer) = self.best_peer();
+        let held = if self.is_held() { "held" } else { "MISSED" };
+        if self.unit == Unit::Seconds {
+            return format!(
+                "{:24} {:8.2} s (at most {:.2} s: {held}); llama.cpp ({build}) {:8.2}; {:.2} x; spread {:.0} %",
+                self.work,
+                median(&self.ours),
+                self.floor,
+                median(peer),
+                self.ratio(),
+                100.0 * self.spread()
+            );
+        }
         format!(
-            "{:24} {:8.2} tokens/s, {:3.0} % of the limit; llama.cpp ({build}) {:8.2}; {:.2} x (at least {:.2} x: {}); spread {:.0} %",
+            "{:24} {:8.2} tokens/s, {:3.0} % of the limit; llama.cpp ({build}) {:8.2}; {:.2} x (at least {:.2} x: {held}); spread {:.0} %",
             self.work,
             median(&self.ours),
             self.percent(),
             median(peer),
             self.ratio(),
             self.floor,
-            if self.ratio() >= self.floor { "held" } else { "MISSED" },
             100.0 * self.spread()
         )
     }
@@ -191,7 +240,7 @@ impl Row {
         let (build, peer) = self.best_peer();
         let round = |x: f64| (x * 1000.0).round() / 1000.0;
         let runs = |runs: &[f64]| runs.iter().map(|r| round(*r)).collect::<Vec<_>>();
-        json!({
+        let mut out = json!({
             "order": self.order,
             "work": self.work,
             "shape": self.model.shape,
@@ -204,14 +253,25 @@ impl Row {
             "peer_runs": self.peer.iter().map(|(name, r)| ((*name).to_owned(), runs(r))).collect::<BTreeMap<_, _>>(),
             "ratio": round(self.ratio()),
             "floor": self.floor,
+            "spread": round(self.spread()),
+        });
+        if self.unit == Unit::Seconds {
+            out["unit"] = json!("s");
+            return out;
+        }
+        let limits = json!({
+            "unit": "tokens/s",
             "percent_of_limit": round(self.percent()),
             "limit": round(median(&self.limits)),
-            "spread": round(self.spread()),
             "read_bytes_per_second": median(&self.ceilings.0),
             "int8_macs_per_second": median(&self.ceilings.1),
             "macs_per_token": self.work_per_token.0,
             "bytes_per_token": self.work_per_token.1,
-        })
+        });
+        if let (Some(out), Value::Object(limits)) = (out.as_object_mut(), limits) {
+            out.extend(limits);
+        }
+        out
     }
 }
 
@@ -239,6 +299,21 @@ mod tests {
         row.floor = 2.5;
         assert!(row.line().contains("MISSED"));
         assert_eq!(WORKS[0].batches(), [1, 8]);
+    }
+
+    #[test]
+    fn of_seconds_fewer_are_better() {
+        let work = WORKS.iter().find(|w| w.is_start()).expect("a start");
+        let mut row = work.rows("avx2").remove(0);
+        row.ours = vec![1.0];
+        row.peer.insert("plain", vec![2.0]);
+        row.peer.insert("repacked", vec![3.0]);
+        let json = row.json();
+        assert_eq!((json["ratio"].as_f64(), json["peer_build"].as_str()), (Some(2.0), Some("plain")));
+        assert_eq!(json["unit"].as_str(), Some("s"));
+        assert!(row.line().contains("held"));
+        row.ours = vec![1.6];
+        assert!(row.line().contains("MISSED") && row.is_worse(2.0, 1.0));
     }
 
     #[test]

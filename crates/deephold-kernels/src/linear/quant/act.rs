@@ -20,8 +20,6 @@ pub(crate) struct QuantizedActivations {
     pub(super) d: Vec<f32>,
     /// Codes, [rows, k].
     pub(super) q: Vec<i8>,
-    /// B32: the codes as i16, the middle two of each four exchanged, [rows, k].
-    pub(super) q16: Vec<i16>,
     /// Sums of 32 codes, [rows, k / 32].
     pub(super) sums32: Vec<i16>,
     /// K256: sums of 16 codes, [rows, k / 16].
@@ -34,7 +32,6 @@ pub(crate) struct QuantizedActivations {
 struct RowOut<'a> {
     d: &'a mut [f32],
     q: &'a mut [i8],
-    q16: &'a mut [i16],
     sums32: &'a mut [i16],
     sums16: &'a mut [i16],
     center: &'a mut [i16],
@@ -61,7 +58,6 @@ impl QuantizedActivations {
             k,
             d: vec![0.0; x.len() / block],
             q: vec![0; x.len()],
-            q16: vec![0; if of_32 { x.len() } else { 0 }],
             sums32: vec![0; x.len() / 32],
             sums16: vec![0; extra],
             center: vec![0; 2 * extra],
@@ -72,18 +68,13 @@ impl QuantizedActivations {
         // Chunks of rows, each array cut alike; a task locks its own chunk only.
         let chunk = rows.div_ceil(4 * pool.threads());
         let cut = |len: usize| (len / rows * chunk).max(1);
-        let mut q16 = act.q16.chunks_mut(cut(if of_32 { x.len() } else { 0 }));
         let mut sums16 = act.sums16.chunks_mut(cut(extra));
         let mut center = act.center.chunks_mut(cut(2 * extra));
         let mut tasks = Vec::new();
         let rest = act.d.chunks_mut(cut(x.len() / block)).zip(act.q.chunks_mut(cut(x.len())));
         for ((d, q), sums32) in rest.zip(act.sums32.chunks_mut(cut(x.len() / 32))) {
-            let (q16, sums16, center) = (
-                q16.next().unwrap_or_default(),
-                sums16.next().unwrap_or_default(),
-                center.next().unwrap_or_default(),
-            );
-            tasks.push(std::sync::Mutex::new(RowOut { d, q, q16, sums32, sums16, center }));
+            let (sums16, center) = (sums16.next().unwrap_or_default(), center.next().unwrap_or_default());
+            tasks.push(std::sync::Mutex::new(RowOut { d, q, sums32, sums16, center }));
         }
         pool.run(tasks.len(), &|task, _| {
             let mut out = tasks[task].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -133,9 +124,6 @@ fn round_plain(block: usize, x: &[f32], out: &mut RowOut<'_>) {
     }
     for (s, q) in out.sums32.iter_mut().zip(out.q.chunks_exact(32)) {
         *s = q.iter().map(|&v| i16::from(v)).sum();
-    }
-    for (q16, q) in out.q16.chunks_exact_mut(4).zip(out.q.chunks_exact(4)) {
-        q16.copy_from_slice(&[q[0].into(), q[2].into(), q[1].into(), q[3].into()]);
     }
     let groups = out.sums16.iter_mut().zip(out.center.chunks_exact_mut(2)).zip(out.q.chunks_exact(16));
     for ((s, center), q) in groups {

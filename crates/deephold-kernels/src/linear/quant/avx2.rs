@@ -9,8 +9,8 @@
 //!
 //! One `madd` then multiplies by the group's scale (twice in a lane) and adds the halves in 32 bits: at most
 //! 8 * 2 * 30480 * 63 with 4-bit codes and 16 * 2 * 32512 * 128 with 6-bit ones, below 2^31. `Block32Int8` has signed
-//! codes: they are taken apart into even and odd i16 by shifts and multiplied by `madd` with 16-bit activations, because
-//! that is exact for -128 too.
+//! codes: their absolute values, at most 128, are multiplied by activations that take the codes' signs. A pair is at most
+//! 2 * 128 * 127 = 32512, so nothing saturates; two pairs would, and each goes into 32 bits by a `madd` with ones.
 
 use std::arch::x86_64::*;
 use std::mem::offset_of;
@@ -375,9 +375,10 @@ unsafe fn b8<const T: usize, const MINS: bool>(
     let blocks = act.k / 32;
     let block_bytes = if MINS { size_of::<Block32Int8Min>() } else { size_of::<Block32Int8>() };
     let sums = row_ptrs::<T, _>(&act.sums32, blocks, rows);
-    let q = row_ptrs::<T, _>(&act.q16, act.k, rows);
+    let q = row_ptrs::<T, _>(&act.q, act.k, rows);
     let dx = row_ptrs::<T, _>(&act.d, blocks, rows);
     let mut acc = [[_mm256_setzero_ps(); 2]; T];
+    let one = _mm256_set1_epi16(1);
     for b in 0..blocks {
         // SAFETY: all offsets stay within block b of the panel (`block_bytes`) and of the rows (32 codes).
         unsafe {
@@ -391,13 +392,11 @@ unsafe fn b8<const T: usize, const MINS: bool>(
                         ask_for(line, AHEAD);
                     }
                     let codes = load(line);
-                    let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(codes));
-                    let odd = _mm256_srai_epi16::<8>(codes);
+                    let size = _mm256_abs_epi8(codes);
                     for t in 0..T {
-                        let x = q[t].add(b * 32 + l * 4);
-                        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(even, quad(x)));
-                        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(odd, quad(x.add(2))));
-                        sum[t] = finished(sum[t]);
+                        let x = _mm256_sign_epi8(quad(q[t].add(b * 32 + l * 4)), codes);
+                        let pairs = _mm256_maddubs_epi16(size, x);
+                        sum[t] = finished(_mm256_add_epi32(sum[t], _mm256_madd_epi16(pairs, one)));
                     }
                 }
                 let d = halves(p.add(offset_of!(Block32Int8, d) + h * 16));

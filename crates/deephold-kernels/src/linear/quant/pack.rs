@@ -1,8 +1,11 @@
 //! From stored rows to panels.
+//!
+//! The formats that models mostly come in have a way of their own, a few instructions for eight codes; the others are taken apart
+//! element by element. Loading a model waits for this and for the system, which clears the pages.
 
 use std::mem::offset_of;
 
-use deephold_quant::{Block, DType, unpack_block};
+use deephold_quant::{Block, DType, q4k_scales, unpack_block};
 use half::f16;
 
 use super::layout::{
@@ -27,9 +30,105 @@ pub(super) fn panel(
     for (b, out) in out.chunks_exact_mut(layout.block_bytes()).enumerate() {
         for r in 0..PANEL.min(n - p * PANEL) {
             let stored = &bytes[((p * PANEL + r) * blocks + b) * size..][..size];
-            unpack_block(dtype, stored, &mut block);
-            put(layout, &block, r, out);
+            match dtype {
+                DType::Q4K => put_q4k(stored, r, out),
+                DType::Q6K => put_q6k(stored, r, out),
+                DType::Q8_0 => put_q8_0(stored, r, out),
+                _ => {
+                    unpack_block(dtype, stored, &mut block);
+                    put(layout, &block, r, out);
+                }
+            }
         }
+    }
+}
+
+/// Row `r`'s part of the lines that begin at `at`.
+fn lines(out: &mut [u8], at: usize, r: usize) -> impl Iterator<Item = &mut [u8; 4]> {
+    out[at..].as_chunks_mut::<64>().0.iter_mut().map(move |line| &mut line.as_chunks_mut::<4>().0[r])
+}
+
+/// Eight bytes at a time, in order.
+fn eights(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b))
+}
+
+/// A line's part from eight codes of four bits, one in the low half of each byte: the last four go above the first four.
+fn nibble_pairs(codes: u64) -> [u8; 4] {
+    let codes = codes & 0x0f0f_0f0f_0f0f_0f0f;
+    ((codes | codes >> 28) as u32).to_le_bytes()
+}
+
+/// Q4_K: f16 d and dmin, 12 bytes of scales and mins, 4 times 32 bytes, whose low halves are one group's codes and whose high
+/// halves the next one's.
+fn put_q4k(stored: &[u8], r: usize, out: &mut [u8]) {
+    let factors = offset_of!(Block256Int4Min, d) + 2 * r;
+    out[factors..][..2].copy_from_slice(&stored[..2]);
+    out[offset_of!(Block256Int4Min, dmin) + 2 * r..][..2].copy_from_slice(&stored[2..4]);
+    let (scales, mins) = q4k_scales(&stored[4..16]);
+    for (g, (scale, min)) in scales.into_iter().zip(mins).enumerate() {
+        out[offset_of!(Block256Int4Min, scales) + g * PANEL + r] = scale;
+        out[offset_of!(Block256Int4Min, mins) + g / 2 * 2 * PANEL + r * 2 + g % 2] = min;
+    }
+    let mut lines = lines(out, 0, r);
+    for two_groups in stored[16..144].as_chunks::<32>().0 {
+        for shift in [0, 4] {
+            for (codes, line) in eights(two_groups).zip(&mut lines) {
+                *line = nibble_pairs(codes >> shift);
+            }
+        }
+    }
+}
+
+/// Q6_K: 128 bytes of low halves, 64 of the two high bits, 16 scales, f16 d. Each half of the block has 64 bytes of the first kind,
+/// low halves before high ones, and 32 of the second, whose bytes hold the bits of four codes that stand 32 apart.
+fn put_q6k(stored: &[u8], r: usize, out: &mut [u8]) {
+    out[offset_of!(Block256Int6, d) + 2 * r..][..2].copy_from_slice(&stored[208..210]);
+    for (g, scale) in stored[192..208].iter().enumerate() {
+        out[offset_of!(Block256Int6, scales) + g * PANEL + r] = *scale;
+    }
+    let mut low = lines(out, 0, r);
+    for half in stored[..128].as_chunks::<64>().0 {
+        for shift in [0, 4] {
+            for (codes, line) in eights(half).zip(&mut low) {
+                *line = nibble_pairs(codes >> shift);
+            }
+        }
+    }
+    drop(low);
+    let mut high = lines(out, offset_of!(Block256Int6, high), r);
+    for half in stored[128..192].as_chunks::<32>().0 {
+        // Of sixteen bytes with four codes' bits each, four groups' lines of sixteen columns.
+        let [first, last] = [0, 1].map(|n| transposed(half.as_chunks::<16>().0[n]));
+        for (first, last) in first.into_iter().zip(last) {
+            for (bits, line) in [first, last].into_iter().zip(&mut high) {
+                *line = bits.to_le_bytes();
+            }
+        }
+    }
+}
+
+/// Of four words whose bytes hold four pairs of bits each: word p has pair p of each, the first word's lowest.
+fn transposed(words: [u8; 16]) -> [u32; 4] {
+    let mut w = [0, 1, 2, 3].map(|i| u32::from_le_bytes(words.as_chunks::<4>().0[i]));
+    // Exchanges bits of `w[a]` that stand `shift` higher with those of `w[b]`.
+    let mut exchange = |a: usize, b: usize, shift: u32, mask: u32| {
+        let differ = (w[a] >> shift ^ w[b]) & mask;
+        w[b] ^= differ;
+        w[a] ^= differ << shift;
+    };
+    exchange(0, 1, 2, 0x3333_3333);
+    exchange(2, 3, 2, 0x3333_3333);
+    exchange(0, 2, 4, 0x0f0f_0f0f);
+    exchange(1, 3, 4, 0x0f0f_0f0f);
+    w
+}
+
+/// Q8_0: f16 d, 32 codes.
+fn put_q8_0(stored: &[u8], r: usize, out: &mut [u8]) {
+    out[offset_of!(Block32Int8, d) + 2 * r..][..2].copy_from_slice(&stored[..2]);
+    for (codes, line) in stored[2..34].as_chunks::<4>().0.iter().zip(lines(out, 0, r)) {
+        *line = *codes;
     }
 }
 
@@ -94,6 +193,48 @@ fn put(layout: Layout, block: &Block, r: usize, out: &mut [u8]) {
                         block.mins[g / per_group];
                 }
                 put_f16(out, offset_of!(Block256Int6Min, dmin) + 2 * r, block.dmin);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_ways_give_what_taking_apart_gives() {
+        for dtype in [DType::Q4K, DType::Q6K, DType::Q8_0] {
+            let layout = Layout::of(dtype).expect("a layout");
+            let (n, k) = (PANEL + 3, 2 * layout.block_len());
+            let mut bytes = vec![0u8; dtype.bytes_for(k).expect("whole blocks") * n];
+            let any = crate::tests::noise(1, bytes.len());
+            bytes.iter_mut().zip(any).for_each(|(b, v)| *b = (v * 128.0) as i8 as u8);
+            // Factors that are numbers: a NaN may change its bits on the way through f32.
+            let size = dtype.block_bytes();
+            for stored in bytes.chunks_exact_mut(size) {
+                match dtype {
+                    DType::Q6K => stored[209] &= 0x3f,
+                    DType::Q4K => (stored[1], stored[3]) = (stored[1] & 0x3f, stored[3] & 0x3f),
+                    _ => stored[1] &= 0x3f,
+                }
+            }
+            for p in 0..2 {
+                let mut short = vec![0; 2 * layout.block_bytes()];
+                panel(layout, dtype, n, k, &bytes, p, &mut short);
+                let mut long = vec![0; short.len()];
+                let mut block = Block::default();
+                for (b, out) in long.chunks_exact_mut(layout.block_bytes()).enumerate() {
+                    for r in 0..PANEL.min(n - p * PANEL) {
+                        assert!(unpack_block(
+                            dtype,
+                            &bytes[((p * PANEL + r) * 2 + b) * size..][..size],
+                            &mut block
+                        ));
+                        put(layout, &block, r, out);
+                    }
+                }
+                assert!(short == long, "{dtype:?}, panel {p}");
             }
         }
     }
