@@ -97,13 +97,17 @@ pub(crate) fn load_checkpoint(
     start: Instant,
     progress: &mut Progress<'_>,
 ) -> Result<Loaded> {
-    let tokenizer = Tokenizer::from_checkpoint(&checkpoint);
     let options = LoadOptions { quantize_to: args.load_as.map(Into::into) };
     let (machine, ops) = (Arc::clone(machine), Arc::clone(machine.ops()));
     // The system would end the program without a word.
     let memory = room(&checkpoint, &machine, &options)?;
-    let model = deephold_models::load(&checkpoint, &ops, &options, &mut |p| {
-        progress("loading", p.done_bytes, p.total_bytes);
+    // One thread builds the vocabulary: beside the weights, not before them.
+    let (tokenizer, model) = std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| Tokenizer::from_checkpoint(&checkpoint));
+        let model = deephold_models::load(&checkpoint, &ops, &options, &mut |p| {
+            progress("loading", p.done_bytes, p.total_bytes);
+        });
+        (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), model)
     });
     let model: Arc<dyn Model> = Arc::from(model?);
     let load_time = start.elapsed();
