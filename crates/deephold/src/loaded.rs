@@ -19,6 +19,9 @@ use crate::{guide, system, terminal};
 /// Without `--context` a model's window is cut to this: the cache of a 128 K window would surprise a laptop.
 const DEFAULT_CONTEXT: usize = 8192;
 
+/// Weights that take long enough to load that a vocabulary is built meanwhile.
+const BESIDE_BYTES: u64 = 64 << 20;
+
 /// Hears what is being done, how many bytes of it, and of how many.
 pub(crate) type Progress<'a> = dyn FnMut(&'static str, u64, u64) + 'a;
 
@@ -101,14 +104,22 @@ pub(crate) fn load_checkpoint(
     let (machine, ops) = (Arc::clone(machine), Arc::clone(machine.ops()));
     // The system would end the program without a word.
     let memory = room(&checkpoint, &machine, &options)?;
-    // One thread builds the vocabulary: beside the weights, not before them.
-    let (tokenizer, model) = std::thread::scope(|scope| {
-        let tokenizer = scope.spawn(|| Tokenizer::from_checkpoint(&checkpoint));
-        let model = deephold_models::load(&checkpoint, &ops, &options, &mut |p| {
-            progress("loading", p.done_bytes, p.total_bytes);
-        });
-        (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), model)
-    });
+    let mut weights = || {
+        deephold_models::load(&checkpoint, &ops, &options, &mut |p| {
+            progress("loading", p.done_bytes, p.total_bytes)
+        })
+    };
+    // One thread builds the vocabulary: beside large weights, not before them. With small ones there is no time to be gained, and
+    // where memory ends, it ends in the weights, which say so.
+    let (tokenizer, model) = if memory.bytes() < BESIDE_BYTES {
+        (Tokenizer::from_checkpoint(&checkpoint), weights())
+    } else {
+        std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| Tokenizer::from_checkpoint(&checkpoint));
+            let model = weights();
+            (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), model)
+        })
+    };
     let model: Arc<dyn Model> = Arc::from(model?);
     let load_time = start.elapsed();
     Ok(Loaded { checkpoint, model, ops, machine, memory, tokenizer, load_time })
