@@ -79,9 +79,7 @@ impl Deephold {
         }
         Ok(())
     }
-}
 
-impl Deephold {
     /// Seconds from the program's start to its end behind one token.
     fn start(&self, work: &Work, file: &Path) -> Result<f64> {
         let ids: Vec<String> = (0..work.prompt).map(|i| (i * 37 % 1000 + 5).to_string()).collect();

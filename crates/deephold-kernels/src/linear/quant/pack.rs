@@ -59,16 +59,20 @@ fn nibble_pairs(codes: u64) -> [u8; 4] {
     ((codes | codes >> 28) as u32).to_le_bytes()
 }
 
+/// The scale and the minimum of group `g` in a [`Block256Int4Min`].
+fn put_int4_group(out: &mut [u8], r: usize, g: usize, scale: u8, min: u8) {
+    out[offset_of!(Block256Int4Min, scales) + g * PANEL + r] = scale;
+    out[offset_of!(Block256Int4Min, mins) + g / 2 * 2 * PANEL + r * 2 + g % 2] = min;
+}
+
 /// Q4_K: f16 d and dmin, 12 bytes of scales and mins, 4 times 32 bytes, whose low halves are one group's codes and whose high
 /// halves the next one's.
 fn put_q4k(stored: &[u8], r: usize, out: &mut [u8]) {
-    let factors = offset_of!(Block256Int4Min, d) + 2 * r;
-    out[factors..][..2].copy_from_slice(&stored[..2]);
+    out[offset_of!(Block256Int4Min, d) + 2 * r..][..2].copy_from_slice(&stored[..2]);
     out[offset_of!(Block256Int4Min, dmin) + 2 * r..][..2].copy_from_slice(&stored[2..4]);
     let (scales, mins) = q4k_scales(&stored[4..16]);
-    for (g, (scale, min)) in scales.into_iter().zip(mins).enumerate() {
-        out[offset_of!(Block256Int4Min, scales) + g * PANEL + r] = scale;
-        out[offset_of!(Block256Int4Min, mins) + g / 2 * 2 * PANEL + r * 2 + g % 2] = min;
+    for g in 0..8 {
+        put_int4_group(out, r, g, scales[g], mins[g]);
     }
     let mut lines = lines(out, 0, r);
     for two_groups in stored[16..144].as_chunks::<32>().0 {
@@ -175,8 +179,7 @@ fn put(layout: Layout, block: &Block, r: usize, out: &mut [u8]) {
         Layout::Block32Int4 => put_f16(out, offset_of!(Block32Int4, d) + 2 * r, block.d),
         Layout::Block256Int4Min => {
             for g in 0..8 {
-                out[offset_of!(Block256Int4Min, scales) + g * PANEL + r] = block.scales[g] as u8;
-                out[offset_of!(Block256Int4Min, mins) + g / 2 * 2 * PANEL + r * 2 + g % 2] = block.mins[g];
+                put_int4_group(out, r, g, block.scales[g] as u8, block.mins[g]);
             }
             put_f16(out, offset_of!(Block256Int4Min, d) + 2 * r, block.d);
             put_f16(out, offset_of!(Block256Int4Min, dmin) + 2 * r, block.dmin);
