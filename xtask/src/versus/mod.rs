@@ -145,7 +145,7 @@ fn models_folder(root: &Path) -> Result<PathBuf> {
 /// The JSON file: what other works measured stays in it.
 struct Report {
     path: PathBuf,
-    rows: BTreeMap<String, Value>,
+    rows: BTreeMap<Key, Value>,
 }
 
 impl Report {
@@ -179,10 +179,14 @@ impl Report {
     }
 }
 
-fn key(row: &Value) -> String {
-    let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
-    let order = row["order"].as_u64().unwrap_or_default();
-    format!("{order:03} {} {} {}", text("shape"), text("format"), text("work"))
+/// What a row is of, in the order of the works.
+type Key = (usize, [String; 3]);
+
+fn key(row: &Value) -> Key {
+    (
+        work::place(row),
+        ["shape", "format", "work"].map(|name| row[name].as_str().unwrap_or_default().to_owned()),
+    )
 }
 
 /// What a command prints, without the last line's end.

@@ -99,8 +99,7 @@ impl Work {
 
     /// Empty rows, with the floors of `isa`.
     pub(super) fn rows(&self, isa: &str) -> Vec<Row> {
-        let index = WORKS.iter().position(|w| w.name == self.name).unwrap_or_default();
-        let row = |(i, f): (usize, &Figure)| {
+        let row = |f: &Figure| {
             let (batch, avx2, avx512, unit) = match *f {
                 Prompt(a, b) => (0, a, b, Unit::TokensPerSecond),
                 Decode(batch, a, b) => (batch, a, b, Unit::TokensPerSecond),
@@ -113,7 +112,6 @@ impl Work {
                 (n, depth) => format!("decode x {n} after {depth}"),
             };
             Row {
-                order: index * 10 + i,
                 work: name,
                 model: self.model,
                 isa: isa.to_owned(),
@@ -127,13 +125,21 @@ impl Work {
                 work_per_token: (0.0, 0.0),
             }
         };
-        self.figures.iter().enumerate().map(row).collect()
+        self.figures.iter().map(row).collect()
     }
+}
+
+/// Where a row of a report stands: in the order of [`WORKS`]; what they do not have any more comes last.
+pub(super) fn place(row: &Value) -> usize {
+    let all = WORKS.iter().flat_map(|w| w.rows(""));
+    let is = |name: &str, value: &str| row[name].as_str() == Some(value);
+    let same = |r: Row| is("shape", r.model.shape) && is("format", r.model.format) && is("work", &r.work);
+    let count = WORKS.iter().map(|w| w.figures.len()).sum();
+    all.map(same).position(|same| same).unwrap_or(count)
 }
 
 /// A line of the report.
 pub(super) struct Row {
-    order: usize,
     pub(super) work: String,
     model: ModelFile,
     isa: String,
@@ -241,7 +247,6 @@ impl Row {
         let round = |x: f64| (x * 1000.0).round() / 1000.0;
         let runs = |runs: &[f64]| runs.iter().map(|r| round(*r)).collect::<Vec<_>>();
         let mut out = json!({
-            "order": self.order,
             "work": self.work,
             "shape": self.model.shape,
             "format": self.model.format,
@@ -314,6 +319,14 @@ mod tests {
         assert!(row.line().contains("held"));
         row.ours = vec![1.6];
         assert!(row.line().contains("MISSED") && row.is_worse(2.0, 1.0));
+    }
+
+    #[test]
+    fn rows_stand_in_the_order_of_the_works() {
+        let rows: Vec<Value> = WORKS.iter().flat_map(|w| w.rows("avx2")).map(|row| row.json()).collect();
+        let places: Vec<usize> = rows.iter().map(place).collect();
+        assert_eq!(places, (0..rows.len()).collect::<Vec<_>>());
+        assert_eq!(place(&json!({ "work": "another" })), rows.len());
     }
 
     #[test]

@@ -45,21 +45,21 @@ pub(super) unsafe fn tile(
             (4, Layout::Block32Int8) => b8::<4, false>(panel, act, rows, y, fetch),
             (4, Layout::Block32Int8Min) => b8::<4, true>(panel, act, rows, y, fetch),
             (4, Layout::Block32Int4) => b4::<4>(panel, act, rows, y, fetch),
-            (4, Layout::Block256Int4Min) => k4::<4>(panel, act, rows, y, fetch),
-            (4, Layout::Block256Int6) => k6::<4, false>(panel, act, rows, y, fetch),
-            (4, Layout::Block256Int6Min) => k6::<4, true>(panel, act, rows, y, fetch),
+            (4, Layout::Block256Int4Min) => k4::<4, 1>(panel, act, rows, y, fetch),
+            (4, Layout::Block256Int6) => k6::<4, 1, false>(panel, act, rows, y, fetch),
+            (4, Layout::Block256Int6Min) => k6::<4, 1, true>(panel, act, rows, y, fetch),
             (2, Layout::Block32Int8) => b8::<2, false>(panel, act, rows, y, fetch),
             (2, Layout::Block32Int8Min) => b8::<2, true>(panel, act, rows, y, fetch),
             (2, Layout::Block32Int4) => b4::<2>(panel, act, rows, y, fetch),
-            (2, Layout::Block256Int4Min) => k4::<2>(panel, act, rows, y, fetch),
-            (2, Layout::Block256Int6) => k6::<2, false>(panel, act, rows, y, fetch),
-            (2, Layout::Block256Int6Min) => k6::<2, true>(panel, act, rows, y, fetch),
+            (2, Layout::Block256Int4Min) => k4::<2, 2>(panel, act, rows, y, fetch),
+            (2, Layout::Block256Int6) => k6::<2, 2, false>(panel, act, rows, y, fetch),
+            (2, Layout::Block256Int6Min) => k6::<2, 2, true>(panel, act, rows, y, fetch),
             (_, Layout::Block32Int8) => b8::<1, false>(panel, act, rows, y, fetch),
             (_, Layout::Block32Int8Min) => b8::<1, true>(panel, act, rows, y, fetch),
             (_, Layout::Block32Int4) => b4::<1>(panel, act, rows, y, fetch),
-            (_, Layout::Block256Int4Min) => k4::<1>(panel, act, rows, y, fetch),
-            (_, Layout::Block256Int6) => k6::<1, false>(panel, act, rows, y, fetch),
-            (_, Layout::Block256Int6Min) => k6::<1, true>(panel, act, rows, y, fetch),
+            (_, Layout::Block256Int4Min) => k4::<1, 2>(panel, act, rows, y, fetch),
+            (_, Layout::Block256Int6) => k6::<1, 2, false>(panel, act, rows, y, fetch),
+            (_, Layout::Block256Int6Min) => k6::<1, 2, true>(panel, act, rows, y, fetch),
         }
     }
 }
@@ -124,10 +124,22 @@ fn row_ptrs<const T: usize, E>(array: &[E], per_row: usize, rows: &[usize]) -> [
     std::array::from_fn(|t| array[rows[t] * per_row..][..per_row].as_ptr())
 }
 
+/// Adds the products of `H` half lines with four activations each to sums of 16 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_products<const H: usize>(part: &mut [__m256i; H], codes: &[__m256i; H], x: __m256i) {
+    for (part, codes) in part.iter_mut().zip(codes) {
+        *part = _mm256_add_epi16(*part, _mm256_maddubs_epi16(*codes, x));
+    }
+}
+
+/// `H` halves of a panel at once: both where there are registers for them, so that activations are read once for both.
+///
 /// # Safety
 /// As [`tile`].
+#[allow(clippy::needless_range_loop, reason = "a row and a half of a panel index several arrays")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn k4<const T: usize>(
+unsafe fn k4<const T: usize, const H: usize>(
     panel: &[u8],
     act: &QuantizedActivations,
     rows: &[usize],
@@ -140,63 +152,76 @@ unsafe fn k4<const T: usize>(
     let dx = row_ptrs::<T, _>(&act.d, blocks, rows);
     let mut acc = [[_mm256_setzero_ps(); 2]; T];
     let low = _mm256_set1_epi8(15);
+    // Scales as two equal words in each lane.
+    let twice = _mm256_setr_epi8(
+        0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7,
+        -1, 7, -1,
+    );
     for b in 0..blocks {
         // SAFETY: all offsets stay within block b of the panel and of the rows (256 codes).
         unsafe {
             let p = panel.as_ptr().add(b * size_of::<Block256Int4Min>());
-            #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
-            for h in 0..2 {
-                let mut sum = [_mm256_setzero_si256(); T];
+            for h0 in (0..2).step_by(H) {
+                let mut sum = [[_mm256_setzero_si256(); H]; T];
                 for g in 0..8 {
-                    let mut part = [_mm256_setzero_si256(); T];
+                    let mut part = [[_mm256_setzero_si256(); H]; T];
                     for l in 0..4 {
-                        let line = p.add((g * 4 + l) * 64 + h * 32);
-                        if fetch && l % 2 == h {
+                        let line = p.add((g * 4 + l) * 64 + h0 * 32);
+                        if fetch && (H == 2 || l % 2 == h0) {
                             ask_for(line, size_of::<Block256Int4Min>());
                         }
-                        let codes = load(line);
-                        let first = _mm256_and_si256(codes, low);
-                        let second = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
+                        let (mut first, mut second) = ([low; H], [low; H]);
+                        for h in 0..H {
+                            let codes = load(line.add(h * 32));
+                            first[h] = _mm256_and_si256(codes, low);
+                            second[h] = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
+                        }
                         for t in 0..T {
                             let x = q[t].add(b * 256 + g * 32 + l * 8);
-                            part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(first, quad(x)));
-                            part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(second, quad(x.add(4))));
-                            part[t] = finished(part[t]);
+                            add_products(&mut part[t], &first, quad(x));
+                            add_products(&mut part[t], &second, quad(x.add(4)));
+                            part[t] = part[t].map(|sum| finished(sum));
                         }
                     }
-                    let scale = _mm256_cvtepu8_epi32(_mm_loadl_epi64(
-                        p.add(offset_of!(Block256Int4Min, scales) + g * PANEL + h * 8).cast(),
-                    ));
-                    let scale = _mm256_or_si256(scale, _mm256_slli_epi32::<16>(scale));
-                    for t in 0..T {
-                        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(part[t], scale));
+                    for h in 0..H {
+                        let scales = p
+                            .add(offset_of!(Block256Int4Min, scales) + g * PANEL + (h0 + h) * 8)
+                            .cast::<i64>();
+                        let scale = _mm256_shuffle_epi8(_mm256_set1_epi64x(scales.read_unaligned()), twice);
+                        for t in 0..T {
+                            sum[t][h] = _mm256_add_epi32(sum[t][h], _mm256_madd_epi16(part[t][h], scale));
+                        }
                     }
                 }
-                if fetch && h == 1 {
+                if fetch && h0 + H == 2 {
                     for line in
                         (offset_of!(Block256Int4Min, scales)..size_of::<Block256Int4Min>()).step_by(64)
                     {
                         ask_for(p.add(line), size_of::<Block256Int4Min>());
                     }
                 }
-                let mut min_sum = [_mm256_setzero_si256(); T];
+                let mut min_sum = [[_mm256_setzero_si256(); H]; T];
                 for pair in 0..4 {
-                    let min = _mm256_cvtepu8_epi16(_mm_loadu_si128(
-                        p.add(offset_of!(Block256Int4Min, mins) + pair * 2 * PANEL + h * 16).cast(),
-                    ));
-                    for t in 0..T {
-                        let x = quad(sums[t].add(b * 8 + pair * 2));
-                        min_sum[t] = _mm256_add_epi32(min_sum[t], _mm256_madd_epi16(min, x));
+                    for h in 0..H {
+                        let mins =
+                            p.add(offset_of!(Block256Int4Min, mins) + pair * 2 * PANEL + (h0 + h) * 16);
+                        let min = _mm256_cvtepu8_epi16(_mm_loadu_si128(mins.cast()));
+                        for t in 0..T {
+                            let x = quad(sums[t].add(b * 8 + pair * 2));
+                            min_sum[t][h] = _mm256_add_epi32(min_sum[t][h], _mm256_madd_epi16(min, x));
+                        }
                     }
                 }
-                let (d, dmin) = (
-                    halves(p.add(offset_of!(Block256Int4Min, d) + h * 16)),
-                    halves(p.add(offset_of!(Block256Int4Min, dmin) + h * 16)),
-                );
-                for t in 0..T {
-                    let dx = *dx[t].add(b);
-                    acc[t][h] = add_scaled(acc[t][h], dx, d, sum[t]);
-                    acc[t][h] = add_scaled(acc[t][h], -dx, dmin, min_sum[t]);
+                for h in 0..H {
+                    let (d, dmin) = (
+                        halves(p.add(offset_of!(Block256Int4Min, d) + (h0 + h) * 16)),
+                        halves(p.add(offset_of!(Block256Int4Min, dmin) + (h0 + h) * 16)),
+                    );
+                    for t in 0..T {
+                        let (dx, acc) = (*dx[t].add(b), &mut acc[t][h0 + h]);
+                        *acc = add_scaled(*acc, dx, d, sum[t][h]);
+                        *acc = add_scaled(*acc, -dx, dmin, min_sum[t][h]);
+                    }
                 }
             }
         }
@@ -205,8 +230,25 @@ unsafe fn k4<const T: usize>(
     unsafe { store(acc, y) }
 }
 
+/// Three half lines of six bits and two: four of six bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn six_bits(lines: [__m256i; 3]) -> [__m256i; 4] {
+    let low = _mm256_set1_epi8(63);
+    let [a, b, c] = lines.map(|line| _mm256_andnot_si256(low, line));
+    let bc = _mm256_or_si256(_mm256_srli_epi16::<2>(c), b);
+    let abc = _mm256_or_si256(_mm256_srli_epi16::<2>(bc), a);
+    let [first, second, third] = lines.map(|line| _mm256_and_si256(low, line));
+    [first, second, third, _mm256_srli_epi16::<2>(abc)]
+}
+
+/// `H` as in [`k4`].
+///
+/// # Safety
+/// As [`tile`].
+#[allow(clippy::needless_range_loop, reason = "a row and a half of a panel index several arrays")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn k6<const T: usize, const MINS: bool>(
+unsafe fn k6<const T: usize, const H: usize, const MINS: bool>(
     panel: &[u8],
     act: &QuantizedActivations,
     rows: &[usize],
@@ -220,79 +262,76 @@ unsafe fn k6<const T: usize, const MINS: bool>(
     let sums = row_ptrs::<T, _>(&act.sums16, act.k / 16, rows);
     let dx = row_ptrs::<T, _>(&act.d, blocks, rows);
     let mut acc = [[_mm256_setzero_ps(); 2]; T];
-    let (low, top) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
     for b in 0..blocks {
         // SAFETY: all offsets stay within block b of the panel (`block_bytes`) and of the rows (256 codes).
         unsafe {
             let p = panel.as_ptr().add(b * block_bytes);
-            #[allow(clippy::needless_range_loop, reason = "two halves of a panel")]
-            for h in 0..2 {
-                let mut sum = [_mm256_setzero_si256(); T];
+            for h0 in (0..2).step_by(H) {
+                let mut sum = [[_mm256_setzero_si256(); H]; T];
                 for g in 0..16 {
-                    let (line, high) =
-                        (p.add(g * 128 + h * 32), p.add(offset_of!(Block256Int6, high) + g * 64 + h * 32));
-                    if fetch && g % 2 == h {
-                        ask_for(line, block_bytes);
-                        ask_for(line.add(64), block_bytes);
-                        ask_for(high, block_bytes);
-                    }
-                    let (l0, l1, bits) = (load(line), load(line.add(64)), load(high));
-                    let codes = [
-                        _mm256_or_si256(
-                            _mm256_and_si256(l0, low),
-                            _mm256_and_si256(_mm256_slli_epi16::<4>(bits), top),
-                        ),
-                        _mm256_or_si256(
-                            _mm256_and_si256(_mm256_srli_epi16::<4>(l0), low),
-                            _mm256_and_si256(_mm256_slli_epi16::<2>(bits), top),
-                        ),
-                        _mm256_or_si256(_mm256_and_si256(l1, low), _mm256_and_si256(bits, top)),
-                        _mm256_or_si256(
-                            _mm256_and_si256(_mm256_srli_epi16::<4>(l1), low),
-                            _mm256_and_si256(_mm256_srli_epi16::<2>(bits), top),
-                        ),
-                    ];
-                    let scale = _mm256_cvtepi8_epi16(
-                        _mm_loadl_epi64(p.add(offset_of!(Block256Int6, scales) + g * PANEL + h * 8).cast())
-                            .spread(),
-                    );
-                    for t in 0..T {
-                        let x = q[t].add(b * 256 + g * 16);
-                        let mut part =
-                            if MINS { _mm256_setzero_si256() } else { quad(center[t].add(b * 32 + g * 2)) };
-                        for (i, &code) in codes.iter().enumerate() {
-                            part = finished(_mm256_add_epi16(
-                                part,
-                                _mm256_maddubs_epi16(code, quad(x.add(i * 4))),
-                            ));
+                    let lines = p.add(g * 192 + h0 * 32);
+                    if fetch && (H == 2 || g % 2 == h0) {
+                        for line in [0, 64, 128] {
+                            ask_for(lines.add(line), block_bytes);
                         }
-                        sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(part, scale));
-                        sum[t] = finished(sum[t]);
+                    }
+                    let mut codes = [[_mm256_setzero_si256(); H]; 4];
+                    let mut scale = [_mm256_setzero_si256(); H];
+                    for h in 0..H {
+                        let half = lines.add(h * 32);
+                        for (codes, quad) in codes.iter_mut().zip(six_bits([
+                            load(half),
+                            load(half.add(64)),
+                            load(half.add(128)),
+                        ])) {
+                            codes[h] = quad;
+                        }
+                        let scales = p.add(offset_of!(Block256Int6, scales) + g * PANEL + (h0 + h) * 8);
+                        scale[h] = _mm256_cvtepi8_epi16(_mm_loadl_epi64(scales.cast()).spread());
+                    }
+                    let mut part = [[_mm256_setzero_si256(); H]; T];
+                    if !MINS {
+                        for t in 0..T {
+                            part[t] = [quad(center[t].add(b * 32 + g * 2)); H];
+                        }
+                    }
+                    for (i, codes) in codes.iter().enumerate() {
+                        for t in 0..T {
+                            add_products(&mut part[t], codes, quad(q[t].add(b * 256 + g * 16 + i * 4)));
+                            part[t] = part[t].map(|sum| finished(sum));
+                        }
+                    }
+                    for t in 0..T {
+                        for h in 0..H {
+                            sum[t][h] = _mm256_add_epi32(sum[t][h], _mm256_madd_epi16(part[t][h], scale[h]));
+                        }
                     }
                 }
-                if fetch && h == 1 {
+                if fetch && h0 + H == 2 {
                     for line in (offset_of!(Block256Int6, scales)..block_bytes).step_by(64) {
                         ask_for(p.add(line), block_bytes);
                     }
                 }
-                let d = halves(p.add(offset_of!(Block256Int6, d) + h * 16));
-                for t in 0..T {
-                    acc[t][h] = add_scaled(acc[t][h], *dx[t].add(b), d, sum[t]);
-                }
-                if MINS {
-                    let mut min_sum = [_mm256_setzero_si256(); T];
-                    for pair in 0..8 {
-                        let min = _mm256_cvtepu8_epi16(_mm_loadu_si128(
-                            p.add(offset_of!(Block256Int6Min, mins) + pair * 2 * PANEL + h * 16).cast(),
-                        ));
-                        for t in 0..T {
-                            let x = quad(sums[t].add(b * 16 + pair * 2));
-                            min_sum[t] = _mm256_add_epi32(min_sum[t], _mm256_madd_epi16(min, x));
-                        }
-                    }
-                    let dmin = halves(p.add(offset_of!(Block256Int6Min, dmin) + h * 16));
+                for h in 0..H {
+                    let d = halves(p.add(offset_of!(Block256Int6, d) + (h0 + h) * 16));
                     for t in 0..T {
-                        acc[t][h] = add_scaled(acc[t][h], -*dx[t].add(b), dmin, min_sum[t]);
+                        acc[t][h0 + h] = add_scaled(acc[t][h0 + h], *dx[t].add(b), d, sum[t][h]);
+                    }
+                    if MINS {
+                        let mut min_sum = [_mm256_setzero_si256(); T];
+                        for pair in 0..8 {
+                            let mins =
+                                p.add(offset_of!(Block256Int6Min, mins) + pair * 2 * PANEL + (h0 + h) * 16);
+                            let min = _mm256_cvtepu8_epi16(_mm_loadu_si128(mins.cast()));
+                            for t in 0..T {
+                                let x = quad(sums[t].add(b * 16 + pair * 2));
+                                min_sum[t] = _mm256_add_epi32(min_sum[t], _mm256_madd_epi16(min, x));
+                            }
+                        }
+                        let dmin = halves(p.add(offset_of!(Block256Int6Min, dmin) + (h0 + h) * 16));
+                        for t in 0..T {
+                            acc[t][h0 + h] = add_scaled(acc[t][h0 + h], -*dx[t].add(b), dmin, min_sum[t]);
+                        }
                     }
                 }
             }

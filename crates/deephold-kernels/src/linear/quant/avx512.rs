@@ -57,15 +57,14 @@ impl Wide for Vnni {
     }
 
     #[inline(always)]
-    unsafe fn join<const PLANE: u32>(nibbles: __m512i, bits: __m512i) -> __m512i {
+    unsafe fn six_bits(lines: [__m512i; 3]) -> [__m512i; 4] {
         unsafe {
-            let moved = match PLANE {
-                0 => _mm512_slli_epi16::<4>(bits),
-                1 => _mm512_slli_epi16::<2>(bits),
-                2 => bits,
-                _ => _mm512_srli_epi16::<2>(bits),
-            };
-            _mm512_or_si512(nibbles, _mm512_and_si512(moved, _mm512_set1_epi8(0x30)))
+            let low = _mm512_set1_epi8(63);
+            // The high two bits of `b` above the high six of `c`.
+            let above = |b, c| _mm512_ternarylogic_epi32::<0xd8>(b, _mm512_srli_epi16::<2>(c), low);
+            let [a, b, c] = lines;
+            let last = _mm512_and_si512(_mm512_srli_epi16::<2>(above(a, above(b, c))), low);
+            [_mm512_and_si512(a, low), _mm512_and_si512(b, low), _mm512_and_si512(c, low), last]
         }
     }
 

@@ -1,8 +1,9 @@
 //! One block of a packed panel: 16 rows side by side. Packing, the scalar form and the vector forms read their offsets here.
 //!
 //! A line is 64 bytes: four codes of each of the 16 rows. Codes of 4 bits stand in pairs in a byte, the line of the first four
-//! columns in the low nibbles and that of the next four in the high ones. Codes of 6 bits are split: four bits as above, and
-//! two bits, of which a line holds those of sixteen columns. Factors are f16 bits, one a row. The types only describe:
+//! columns in the low nibbles and that of the next four in the high ones. Codes of 6 bits take three lines for sixteen columns: the
+//! low six bits of a byte are a code of the line's four columns, its high two are a part of the last four columns' codes, the
+//! first line's the highest. Factors are f16 bits, one a row. The types only describe:
 //! nothing is read through a reference to them.
 
 use super::PANEL;
@@ -48,8 +49,7 @@ pub(super) struct Block256Int4Min {
 /// Of [`super::Layout::Block256Int6`].
 #[repr(C)]
 pub(super) struct Block256Int6 {
-    pub(super) low: [u8; 256 * PANEL / 2],
-    pub(super) high: [u8; 256 * PANEL / 4],
+    pub(super) codes: [u8; 256 * PANEL / 4 * 3],
     /// Of each group of 16 columns.
     pub(super) scales: [[i8; PANEL]; 16],
     pub(super) d: Halves,

@@ -2,7 +2,7 @@
 //!
 //! A matrix is stored in panels of 16 output rows. A 64-byte line holds 4 consecutive k of all 16 rows, one 32-bit lane
 //! a row: 4 bytes of an activation are broadcast against it, and every lane adds up its own row, so that nothing is summed
-//! across lanes. 4-bit codes put two such lines into one (low nibbles first); 6-bit codes add a line of high bits for four.
+//! across lanes. 4-bit codes put two such lines into one (low nibbles first); 6-bit codes take three lines for four.
 //!
 //! | layout (`layout.rs`) | formats | block of 16 rows |
 //! |---|---|---|
@@ -10,7 +10,7 @@
 //! | Block32Int8Min | Q4_1 and Q5_1 widened | Block32Int8, then f16 dmin\[16\] |
 //! | Block32Int4 | Q4_0 | 32 k: 4 lines, f16 d\[16\] |
 //! | Block256Int4Min | Q4_K | 256 k: 32 lines, scales u8 \[8\]\[16\], mins u8 \[4\]\[16\]\[2\], f16 d\[16\], dmin\[16\] |
-//! | Block256Int6 | Q6_K, Q3_K widened | 256 k: 32 lines, 16 lines of high bits, scales i8 \[16\]\[16\], f16 d\[16\] |
+//! | Block256Int6 | Q6_K, Q3_K widened | 256 k: 48 lines, scales i8 \[16\]\[16\], f16 d\[16\] |
 //! | Block256Int6Min | Q5_K and Q2_K widened | Block256Int6, then mins u8 \[8\]\[16\]\[2\], f16 dmin\[16\] |
 //!
 //! Sums within a block are exact integers. One f32 per output element then runs over the blocks in the order of k:

@@ -107,19 +107,12 @@ impl<const DOT: bool> Wide for Neon<DOT> {
     }
 
     #[inline(always)]
-    unsafe fn join<const PLANE: u32>(nibbles: [uint8x16_t; 4], bits: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
-        let join = |n: uint8x16_t, b: uint8x16_t| unsafe {
-            let moved = match PLANE {
-                0 => vshlq_n_u8::<4>(b),
-                1 => vshlq_n_u8::<2>(b),
-                2 => b,
-                _ => vshrq_n_u8::<2>(b),
-            };
-            vorrq_u8(n, vandq_u8(moved, vdupq_n_u8(0x30)))
-        };
-        let [n0, n1, n2, n3] = nibbles;
-        let [b0, b1, b2, b3] = bits;
-        [join(n0, b0), join(n1, b1), join(n2, b2), join(n3, b3)]
+    unsafe fn six_bits(lines: [[uint8x16_t; 4]; 3]) -> [[uint8x16_t; 4]; 4] {
+        let [a, b, c] = lines;
+        // Shifts that keep the high bits of what they shift into.
+        let last = |i: usize| unsafe { vshrq_n_u8::<2>(vsriq_n_u8::<4>(vsriq_n_u8::<2>(a[i], b[i]), c[i])) };
+        let low = |line: [uint8x16_t; 4]| line.map(|bytes| unsafe { vandq_u8(bytes, vdupq_n_u8(63)) });
+        [low(a), low(b), low(c), [last(0), last(1), last(2), last(3)]]
     }
 
     #[inline(always)]

@@ -84,6 +84,12 @@ fn put_q4k(stored: &[u8], r: usize, out: &mut [u8]) {
     }
 }
 
+/// Three lines' parts from sixteen codes of six bits, four in each of `quads`.
+fn six_bit_lines(quads: [u32; 4]) -> [u32; 3] {
+    let [a, b, c, d] = quads;
+    [a | (d & 0x3030_3030) << 2, b | (d & 0x0c0c_0c0c) << 4, c | (d & 0x0303_0303) << 6]
+}
+
 /// Q6_K: 128 bytes of low halves, 64 of the two high bits, 16 scales, f16 d. Each half of the block has 64 bytes of the first kind,
 /// low halves before high ones, and 32 of the second, whose bytes hold the bits of four codes that stand 32 apart.
 fn put_q6k(stored: &[u8], r: usize, out: &mut [u8]) {
@@ -91,41 +97,27 @@ fn put_q6k(stored: &[u8], r: usize, out: &mut [u8]) {
     for (g, scale) in stored[192..208].iter().enumerate() {
         out[offset_of!(Block256Int6, scales) + g * PANEL + r] = *scale;
     }
-    let mut low = lines(out, 0, r);
-    for half in stored[..128].as_chunks::<64>().0 {
-        for shift in [0, 4] {
-            for (codes, line) in eights(half).zip(&mut low) {
-                *line = nibble_pairs(codes >> shift);
+    let mut lines = lines(out, 0, r);
+    let halves = stored[..128].as_chunks::<64>().0.iter().zip(stored[128..192].as_chunks::<32>().0);
+    for (low, high) in halves {
+        for part in 0..4 {
+            let low = &low[part % 2 * 32..][..32];
+            // Sixteen columns at a time, in two words.
+            for (low, high) in low.as_chunks::<16>().0.iter().zip(high.as_chunks::<16>().0) {
+                let mut quads = [0; 4];
+                for (quads, (low, high)) in
+                    quads.as_chunks_mut::<2>().0.iter_mut().zip(eights(low).zip(eights(high)))
+                {
+                    let codes = low >> (part / 2 * 4) & 0x0f0f_0f0f_0f0f_0f0f
+                        | (high >> (2 * part) & 0x0303_0303_0303_0303) << 4;
+                    *quads = [codes as u32, (codes >> 32) as u32];
+                }
+                for (bytes, line) in six_bit_lines(quads).into_iter().zip(&mut lines) {
+                    *line = bytes.to_le_bytes();
+                }
             }
         }
     }
-    drop(low);
-    let mut high = lines(out, offset_of!(Block256Int6, high), r);
-    for half in stored[128..192].as_chunks::<32>().0 {
-        // Of sixteen bytes with four codes' bits each, four groups' lines of sixteen columns.
-        let [first, last] = [0, 1].map(|n| transposed(half.as_chunks::<16>().0[n]));
-        for (first, last) in first.into_iter().zip(last) {
-            for (bits, line) in [first, last].into_iter().zip(&mut high) {
-                *line = bits.to_le_bytes();
-            }
-        }
-    }
-}
-
-/// Of four words whose bytes hold four pairs of bits each: word p has pair p of each, the first word's lowest.
-fn transposed(words: [u8; 16]) -> [u32; 4] {
-    let mut w = [0, 1, 2, 3].map(|i| u32::from_le_bytes(words.as_chunks::<4>().0[i]));
-    // Exchanges bits of `w[a]` that stand `shift` higher with those of `w[b]`.
-    let mut exchange = |a: usize, b: usize, shift: u32, mask: u32| {
-        let differ = (w[a] >> shift ^ w[b]) & mask;
-        w[b] ^= differ;
-        w[a] ^= differ << shift;
-    };
-    exchange(0, 1, 2, 0x3333_3333);
-    exchange(2, 3, 2, 0x3333_3333);
-    exchange(0, 2, 4, 0x0f0f_0f0f);
-    exchange(1, 3, 4, 0x0f0f_0f0f);
-    w
 }
 
 /// Q8_0: f16 d, 32 codes.
@@ -156,18 +148,20 @@ fn put(layout: Layout, block: &Block, r: usize, out: &mut [u8]) {
     }
     let quads = &quads[..block.len / 4];
     let mut line = |at: usize, value: u32| out[at + 4 * r..][..4].copy_from_slice(&value.to_le_bytes());
-    if matches!(layout, Layout::Block32Int8 | Layout::Block32Int8Min) {
-        quads.iter().enumerate().for_each(|(i, q)| line(i * 64, *q));
-    } else {
-        const LOW: u32 = 0x0f0f_0f0f;
-        for (i, pair) in quads.chunks_exact(2).enumerate() {
-            line(i * 64, (pair[0] & LOW) | (pair[1] & LOW) << 4);
+    match layout {
+        Layout::Block32Int8 | Layout::Block32Int8Min => {
+            quads.iter().enumerate().for_each(|(i, q)| line(i * 64, *q));
         }
-    }
-    if matches!(layout, Layout::Block256Int6 | Layout::Block256Int6Min) {
-        for (i, four) in quads.chunks_exact(4).enumerate() {
-            let high = |j: usize| ((four[j] >> 4) & 0x0303_0303) << (2 * j);
-            line(offset_of!(Block256Int6, high) + i * 64, high(0) | high(1) | high(2) | high(3));
+        Layout::Block32Int4 | Layout::Block256Int4Min => {
+            for (i, [first, second]) in quads.as_chunks::<2>().0.iter().enumerate() {
+                line(i * 64, first & 0x0f0f_0f0f | (second & 0x0f0f_0f0f) << 4);
+            }
+        }
+        Layout::Block256Int6 | Layout::Block256Int6Min => {
+            for (i, four) in quads.as_chunks::<4>().0.iter().enumerate() {
+                let lines = six_bit_lines(four.map(|codes| codes & 0x3f3f_3f3f));
+                lines.into_iter().enumerate().for_each(|(j, bytes)| line((i * 3 + j) * 64, bytes));
+            }
         }
     }
     match layout {

@@ -14,15 +14,20 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
 /// The signed code of row `r` at `i` of a block.
 fn code(layout: Layout, block: &[u8], r: usize, i: usize) -> i32 {
     let (quad, at) = (i / 4, r * 4 + i % 4);
-    let low = || i32::from(block[quad / 2 * 64 + at] >> (4 * (quad % 2)) & 15);
-    let high =
-        || i32::from(block[offset_of!(Block256Int6, high) + quad / 4 * 64 + at] >> (2 * (quad % 4)) & 3) << 4;
+    let four_bits = || i32::from(block[quad / 2 * 64 + at] >> (4 * (quad % 2)) & 15);
+    let six_bits = || {
+        let line = |j: usize| block[(quad / 4 * 3 + j) * 64 + at];
+        i32::from(match quad % 4 {
+            3 => line(0) >> 6 << 4 | line(1) >> 6 << 2 | line(2) >> 6,
+            j => line(j) & 63,
+        })
+    };
     match layout {
         Layout::Block32Int8 | Layout::Block32Int8Min => i32::from(block[quad * 64 + at] as i8),
-        Layout::Block32Int4 => low() - 8,
-        Layout::Block256Int4Min => low(),
-        Layout::Block256Int6 => (low() | high()) - 32,
-        Layout::Block256Int6Min => low() | high(),
+        Layout::Block32Int4 => four_bits() - 8,
+        Layout::Block256Int4Min => four_bits(),
+        Layout::Block256Int6 => six_bits() - 32,
+        Layout::Block256Int6Min => six_bits(),
     }
 }
 

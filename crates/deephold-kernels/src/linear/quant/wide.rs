@@ -34,8 +34,8 @@ pub(super) trait Wide {
     unsafe fn low(b: Self::Bytes) -> Self::Bytes;
     /// The high nibble of each byte.
     unsafe fn high(b: Self::Bytes) -> Self::Bytes;
-    /// `nibbles | ((bits >> 2 * PLANE) & 3) << 4`
-    unsafe fn join<const PLANE: u32>(nibbles: Self::Bytes, bits: Self::Bytes) -> Self::Bytes;
+    /// The low six bits of each byte, and what their high two bits are together, the first line's the highest.
+    unsafe fn six_bits(lines: [Self::Bytes; 3]) -> [Self::Bytes; 4];
     /// acc + the dot product of each lane's codes, 0..=63, with the four activations of `x`.
     unsafe fn dot(acc: Self::Ints, codes: Self::Bytes, x: i32) -> Self::Ints;
     /// As [`Self::dot`] for codes -128..=127, each plus [`Self::SIGNED_OFFSET`].
@@ -204,19 +204,13 @@ unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
             let p = panel.as_ptr().add(b * block_bytes);
             let mut sum = [W::splat(0); T];
             for g in 0..16 {
-                let (line, high) = (p.add(g * 128), p.add(offset_of!(Block256Int6, high) + g * 64));
+                let lines = [0, 64, 128].map(|at| p.add(g * 192 + at));
                 if fetch {
-                    W::ask_for(line.wrapping_add(AHEAD));
-                    W::ask_for(line.wrapping_add(AHEAD + 64));
-                    W::ask_for(high.wrapping_add(AHEAD));
+                    for line in lines {
+                        W::ask_for(line.wrapping_add(AHEAD));
+                    }
                 }
-                let (l0, l1, bits) = (W::load(line), W::load(line.add(64)), W::load(high));
-                let codes = [
-                    W::join::<0>(W::low(l0), bits),
-                    W::join::<1>(W::high(l0), bits),
-                    W::join::<2>(W::low(l1), bits),
-                    W::join::<3>(W::high(l1), bits),
-                ];
+                let codes = W::six_bits([W::load(lines[0]), W::load(lines[1]), W::load(lines[2])]);
                 let scale = W::scales(p.add(offset_of!(Block256Int6, scales) + g * PANEL).cast());
                 for t in 0..T {
                     // Without mins codes are stored 32 too high.
@@ -361,8 +355,11 @@ impl Wide for Portable {
         b.map(|b| b >> 4)
     }
 
-    unsafe fn join<const PLANE: u32>(nibbles: [u8; 64], bits: [u8; 64]) -> [u8; 64] {
-        std::array::from_fn(|i| nibbles[i] | (bits[i] >> (2 * PLANE) & 3) << 4)
+    unsafe fn six_bits(lines: [[u8; 64]; 3]) -> [[u8; 64]; 4] {
+        let [a, b, c] = lines;
+        let last = std::array::from_fn(|i| a[i] >> 6 << 4 | b[i] >> 6 << 2 | c[i] >> 6);
+        let [a, b, c] = lines.map(|line| line.map(|byte| byte & 63));
+        [a, b, c, last]
     }
 
     unsafe fn dot(acc: [i32; 16], codes: [u8; 64], x: i32) -> [i32; 16] {
