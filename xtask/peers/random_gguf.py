@@ -2,7 +2,7 @@
 """Writes a GGUF with random weights in the exact shape of a published model, for speed and memory measurements:
 the time of a forward pass depends on shapes and formats, not on what the weights say.
 
-usage: random_gguf.py SHAPE OUT.gguf [--format bf16|q8_0|q4_k_m] [--layers N]     SHAPE: qwen2-1.5b qwen2-7b llama-8b qwen3-8b v2-lite
+usage: random_gguf.py SHAPE OUT.gguf [--format f32|bf16|q8_0|q4_k_m] [--layers N]     SHAPE: qwen2-0.5b qwen2-1.5b qwen2-7b llama-8b qwen3-8b v2-lite
 The vocabulary is one of bytes, filled up to the shape's size: speed is measured on token ids. bf16 is to be quantised by any tool;
 q8_0 and q4_k_m are written as random blocks at once (scales chosen so that weights have the usual spread; q4_k_m mixes Q4_K, Q6_K and, where a row is
 not a multiple of 256, Q8_0, as llama.cpp does): 1.0 GB for 1.5B, 4.6 GB for 7B, about 10 GB for v2-lite, which needs all its 27 layers (llama.cpp knows it by that
@@ -13,13 +13,14 @@ import argparse, numpy as np
 from gguf import ExpertGatingFuncType, GGUFWriter, GGMLQuantizationType, RopeScalingType
 
 SHAPES = {  # arch, layers, hidden, heads, kv heads, head dim, ffn, vocab, rope theta
+    "qwen2-0.5b": ("qwen2", 24, 896, 14, 2, 64, 4864, 151936, 1000000.0),     # Qwen2.5-0.5B
     "qwen2-1.5b": ("qwen2", 28, 1536, 12, 2, 128, 8960, 151936, 10000.0),     # DeepSeek-R1-Distill-Qwen-1.5B
     "qwen2-7b":   ("qwen2", 28, 3584, 28, 4, 128, 18944, 152064, 10000.0),    # DeepSeek-R1-Distill-Qwen-7B
     "llama-8b":   ("llama", 32, 4096, 32, 8, 128, 14336, 128256, 500000.0),   # DeepSeek-R1-Distill-Llama-8B
     "qwen3-8b":   ("qwen3", 36, 4096, 32, 8, 128, 12288, 151936, 1000000.0),  # DeepSeek-R1-0528-Qwen3-8B
 }
 V2_LITE = "v2-lite"  # DeepSeek-V2-Lite: 27 layers, MLA (latent 512 + rope 64), 64 experts of 1408, 6 used, 2 shared, first layer dense
-ap = argparse.ArgumentParser(); ap.add_argument("shape", choices=[*SHAPES, V2_LITE]); ap.add_argument("out"); ap.add_argument("--layers", type=int); ap.add_argument("--format", choices=["bf16", "q8_0", "q4_k_m"], default="bf16")
+ap = argparse.ArgumentParser(); ap.add_argument("shape", choices=[*SHAPES, V2_LITE]); ap.add_argument("out"); ap.add_argument("--layers", type=int); ap.add_argument("--format", choices=["f32", "bf16", "q8_0", "q4_k_m"], default="bf16")
 a = ap.parse_args()
 moe = a.shape == V2_LITE
 arch, L, H, nq, nkv, hd, ff, V, theta = ("deepseek2", 27, 2048, 16, 1, 576, 10944, 102400, 10000.0) if moe else SHAPES[a.shape]
@@ -53,6 +54,7 @@ def chunks(n, std, kind):
     per, size = SIZES[kind]; left = n // per
     while left:
         k = min(left, 1 << 17); off = int(rng.integers(0, 1 << 20)); left -= k
+        if kind == T.F32: yield (np.resize(base[off:], k) * np.float32(std)).view(np.uint8); continue
         if kind == T.BF16: yield (np.resize(base[off:], k) * np.float32(std)).view(np.uint32).__rshift__(16).astype(np.uint16).view(np.uint8); continue
         b = np.resize(noise[off:], k * size).reshape(k, size).copy()
         if kind == T.Q8_0: b[:, :2].view(np.uint16)[:] = half(std / 73)
@@ -60,7 +62,7 @@ def chunks(n, std, kind):
         else: b[:, 192:208] = (b[:, 192:208] >> 1); b[:, 208:].view(np.uint16)[:] = half(std / 1300)
         yield b.reshape(-1)
 def kind_of(name, row, l):
-    if a.format == "bf16": return T.BF16
+    if a.format in ("f32", "bf16"): return T[a.format.upper()]
     if a.format == "q8_0" or row % 256: return T.Q8_0
     more = l is not None and (l < L // 8 or l >= 7 * L // 8 or (l - L // 8) % 3 == 2)    # as llama.cpp's use_more_bits
     return T.Q6_K if name == "output.weight" or (more and ("attn_v." in name or "ffn_down" in name)) else T.Q4_K

@@ -90,6 +90,11 @@ fn is_seconds(row: &Value) -> bool {
     text(row, "unit") == "s"
 }
 
+/// Whether a row has two formats of a model beside each other, both ours.
+fn is_beside(row: &Value) -> bool {
+    row["beside"].is_string()
+}
+
 /// The machine in words.
 fn machine(report: &Value) -> String {
     let m = &report["machine"];
@@ -109,7 +114,7 @@ fn table(report: &Value, whole: bool) -> String {
         true => "| model | | deephold | of the limit | spread | llama.cpp | build | ratio | floor |\n|---|---|---:|---:|---:|---:|---|---:|---:|\n",
         false => "| model | | deephold | llama.cpp | ratio |\n|---|---|---:|---:|---:|\n",
     });
-    for r in rows(report) {
+    for r in rows(report).filter(|r| !is_beside(r)) {
         let model = format!("{} {}", text(r, "shape"), text(r, "format").to_uppercase());
         let (work, ours, peer) = (text(r, "work"), number(r, "ours"), number(r, "peer"));
         let (ratio, floor) = (number(r, "ratio"), number(r, "floor"));
@@ -141,9 +146,38 @@ fn table(report: &Value, whole: bool) -> String {
     out
 }
 
+/// Our own program with two formats of a model; nothing where none was measured.
+fn table_beside(report: &Value) -> String {
+    let mut lines = rows(report).filter(|r| is_beside(r)).peekable();
+    let Some(first) = lines.peek() else { return String::new() };
+    let mut out = format!(
+        "Deephold with {} weights beside Deephold with {} weights of the same model:\n\n\
+         | model | | {0} | of the limit | {1} | of the limit | ratio | floor |\n|---|---|---:|---:|---:|---:|---:|---:|\n",
+        text(first, "format"),
+        text(first, "beside")
+    );
+    for r in lines {
+        let (ratio, floor) = (number(r, "ratio"), number(r, "floor"));
+        let cells = [
+            text(r, "shape").to_owned(),
+            text(r, "work").to_owned(),
+            format!("{:.1}", number(r, "ours")),
+            format!("{:.0} %", number(r, "percent_of_limit")),
+            format!("{:.1}", number(r, "peer")),
+            format!("{:.0} %", number(r, "beside_percent_of_limit")),
+            format!("{ratio:.2}"),
+            format!("{floor:.2}{}", if ratio >= floor { "" } else { ", missed" }),
+        ];
+        out.push_str(&format!("| {} |\n", cells.join(" | ")));
+    }
+    out.push('\n');
+    out
+}
+
 fn section(isa: &str, report: &Value, picture: &str) -> Result<String> {
     let mut out = format!("### {isa}\n\n");
     out.push_str(&table(report, true));
+    out.push_str(&table_beside(report));
     writeln!(out, "![Roofline, {isa}]({picture})\n")?;
     Ok(out)
 }
@@ -166,9 +200,10 @@ const X: (f64, f64) = (1.0, 1e4);
 
 /// The roof that the limits of the runs' machine make, and where each work stands under it; both axes logarithmic.
 fn roofline(isa: &str, report: &Value) -> Result<String> {
-    // Behind a context attention adds what the roof does not count; seconds have no place under it.
-    let shown: Vec<&Value> =
-        rows(report).filter(|r| !text(r, "work").contains("after") && !is_seconds(r)).collect();
+    // Behind a context attention adds what the roof does not count; seconds have no place under it, nor has f32 under one of int8.
+    let shown: Vec<&Value> = rows(report)
+        .filter(|r| !text(r, "work").contains("after") && !is_seconds(r) && !is_beside(r))
+        .collect();
     if shown.is_empty() {
         bail!("the report for {isa} has no rows to draw");
     }
@@ -318,6 +353,20 @@ mod tests {
         assert!(table(&report(), false).contains("| s Q4_K_M | decode x 1 | 20.0 | 10.0 | 2.00 |"));
         let svg = roofline("avx2", &report()).expect("a picture");
         assert!(svg.contains("A &lt;CPU&gt;") && svg.trim_end().ends_with("</svg>") && !svg.contains("NaN"));
+    }
+
+    #[test]
+    fn a_format_beside_another_has_a_table_of_its_own() {
+        let mut report = report();
+        assert_eq!(table_beside(&report), "");
+        let row = json!({ "work": "decode x 1", "shape": "s", "format": "q8_0", "beside": "f32", "ours": 35.0, "peer": 10.0,
+            "ratio": 3.5, "floor": 3.4, "percent_of_limit": 90.0, "beside_percent_of_limit": 95.0 });
+        report["rows"].as_array_mut().expect("rows").push(row);
+        assert!(
+            table_beside(&report).contains("| s | decode x 1 | 35.0 | 90 % | 10.0 | 95 % | 3.50 | 3.40 |")
+        );
+        assert!(!table(&report, true).contains("35.0"));
+        assert!(!roofline("avx2", &report).expect("a picture").contains("NaN"));
     }
 
     #[test]

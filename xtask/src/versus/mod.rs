@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use programs::{Deephold, LlamaCpp};
-use work::{Row, WORKS, Work};
+use work::{ModelFile, Row, WORKS, Work};
 
 const USAGE: &str = "usage: cargo xtask versus-llama-cpp [--rows NAME,..] [--runs N] [--threads N] [--noisy]\n\
                      --rows: these works instead of the default set, into the same file; --noisy: go on above 10 % spread";
@@ -81,8 +81,12 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     let mut noisy = Vec::new();
     for work in &options.works {
         println!("{}: {} {}", work.name, work.model.shape, work.model.format);
-        let file = peer.model(root, &models, work)?;
-        let rows = measure(&options, work, &ours, &peer, &file)?;
+        let used: Vec<ModelFile> = [Some(work.model), work.beside].into_iter().flatten().collect();
+        let files = peer.models(root, &models, &used)?;
+        let rows = match (work.beside, &files[..]) {
+            (Some(model), [file, other]) => measure_beside(&options, work, &ours, file, model, other)?,
+            _ => measure(&options, work, &ours, &peer, &files[0])?,
+        };
         for row in rows {
             println!("  {}", row.line());
             if row.spread() > SPREAD_MAX {
@@ -127,6 +131,26 @@ fn measure(o: &Options, work: &Work, ours: &Deephold, peer: &LlamaCpp, file: &Pa
             }
         }
         println!("  round {} of {rounds}", round + 1);
+    }
+    Ok(rows)
+}
+
+/// Interleaved runs of our own program with two formats of a model.
+fn measure_beside(
+    o: &Options,
+    work: &Work,
+    ours: &Deephold,
+    file: &Path,
+    model: ModelFile,
+    other: &Path,
+) -> Result<Vec<Row>> {
+    let mut rows = work.rows(ours.isa());
+    for round in 0..o.runs {
+        ours.measure(work, file, 1, &mut rows)?;
+        let mut beside = work.rows(ours.isa());
+        ours.measure(work, other, 1, &mut beside)?;
+        rows.iter_mut().zip(beside).for_each(|(row, other)| row.put_beside(model, other));
+        println!("  round {} of {}", round + 1, o.runs);
     }
     Ok(rows)
 }

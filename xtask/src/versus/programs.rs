@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::output;
-use super::work::{Row, WORKS, Work};
+use super::work::{ModelFile, Row, WORKS, Work};
 
 /// What is installed where no Python is named.
 const PACKAGES: [&str; 3] = ["llama-cpp-python==0.3.36", "gguf", "numpy"];
@@ -129,24 +129,29 @@ impl LlamaCpp {
         })
     }
 
-    /// The model's file, written where it is missing; those of other works are deleted first, since memory is short.
-    pub(super) fn model(&self, root: &Path, folder: &Path, work: &Work) -> Result<PathBuf> {
-        let name = work.model.file_name();
-        let path = folder.join(&name);
-        if path.is_file() {
-            return Ok(path);
-        }
+    /// The models' files, written where they are missing; others are deleted first, since memory is short.
+    pub(super) fn models(&self, root: &Path, folder: &Path, models: &[ModelFile]) -> Result<Vec<PathBuf>> {
         // By their names: whatever else lies in the folder is somebody's.
-        for other in WORKS.iter().map(|w| folder.join(w.model.file_name())) {
+        let known = WORKS.iter().flat_map(|w| [Some(w.model), w.beside]).flatten();
+        for other in known.filter(|m| !models.contains(m)).map(|m| folder.join(m.file_name())) {
             if other.is_file() {
                 std::fs::remove_file(&other).with_context(|| other.display().to_string())?;
             }
+        }
+        models.iter().map(|model| self.model(root, folder, *model)).collect()
+    }
+
+    fn model(&self, root: &Path, folder: &Path, model: ModelFile) -> Result<PathBuf> {
+        let name = model.file_name();
+        let path = folder.join(&name);
+        if path.is_file() {
+            return Ok(path);
         }
         println!("  writing {}", path.display());
         let unfinished = folder.join(format!("{name}.partial"));
         let mut command = Command::new(&self.python);
         command.arg(root.join("xtask/peers/random_gguf.py"));
-        command.arg(work.model.shape).arg(&unfinished).args(["--format", work.model.format]);
+        command.arg(model.shape).arg(&unfinished).args(["--format", model.format]);
         output(&mut command)?;
         std::fs::rename(&unfinished, &path)?;
         Ok(path)

@@ -45,6 +45,8 @@ pub(super) struct Work {
     pub(super) decode: usize,
     /// Tokens before what is decoded.
     pub(super) depth: usize,
+    /// The same model in another format, beside which our own program is measured, in place of llama.cpp.
+    pub(super) beside: Option<ModelFile>,
     /// Whether it belongs to the set that ends within three quarters of an hour.
     pub(super) default: bool,
     figures: &'static [Figure],
@@ -52,12 +54,18 @@ pub(super) struct Work {
 
 const Q4: ModelFile = ModelFile { shape: "qwen2-1.5b", format: "q4_k_m" };
 const Q8: ModelFile = ModelFile { shape: "qwen2-1.5b", format: "q8_0" };
+const SMALL_Q8: ModelFile = ModelFile { shape: "qwen2-0.5b", format: "q8_0" };
+const SMALL_F32: ModelFile = ModelFile { shape: "qwen2-0.5b", format: "f32" };
 const Q4_7B: ModelFile = ModelFile { shape: "qwen2-7b", format: "q4_k_m" };
 const LITE: ModelFile = ModelFile { shape: "v2-lite", format: "q4_k_m" };
 
 const fn work(name: &'static str, model: ModelFile, tokens: [usize; 3], figures: &'static [Figure]) -> Work {
     let [prompt, decode, depth] = tokens;
-    Work { name, model, prompt, decode, depth, default: true, figures }
+    Work { name, model, prompt, decode, depth, beside: None, default: true, figures }
+}
+
+const fn beside(model: ModelFile, work: Work) -> Work {
+    Work { beside: Some(model), ..work }
 }
 
 const fn by_hand(work: Work) -> Work {
@@ -67,7 +75,7 @@ const fn by_hand(work: Work) -> Work {
 use Figure::{Decode, Prompt, Start};
 
 /// All there is. A file's works stand together, so that it is written once.
-pub(super) const WORKS: [Work; 12] = [
+pub(super) const WORKS: [Work; 13] = [
     work("q4", Q4, [512, 32, 0], &[Prompt(2.0, 1.6), Decode(1, 1.2, 1.28), Decode(8, 2.3, 2.0)]),
     work("q4-32", Q4, [0, 16, 0], &[Decode(32, 3.0, 3.0)]),
     work("q4-4k", Q4, [4096, 0, 0], &[Prompt(1.5, 1.5)]),
@@ -76,6 +84,7 @@ pub(super) const WORKS: [Work; 12] = [
     by_hand(work("q4-32k-deep", Q4, [0, 16, 32_768], &[Decode(1, 1.3, 1.3)])),
     work("q4-start", Q4, [8, 1, 0], &[Start(1.5)]),
     work("q8", Q8, [512, 32, 0], &[Prompt(1.8, 2.6), Decode(1, 1.45, 1.5)]),
+    beside(SMALL_F32, work("int8", SMALL_Q8, [512, 32, 0], &[Prompt(1.0, 1.0), Decode(1, 3.4, 3.4)])),
     by_hand(work("7b", Q4_7B, [512, 16, 0], &[Prompt(2.0, 1.6), Decode(1, 1.2, 1.28), Decode(8, 2.3, 2.0)])),
     by_hand(work("lite", LITE, [512, 16, 0], &[Prompt(1.6, 2.0), Decode(1, 1.3, 1.35), Decode(8, 1.6, 1.8)])),
     by_hand(work("lite-8k-deep", LITE, [0, 16, 8192], &[Decode(1, 1.3, 1.3)])),
@@ -114,6 +123,7 @@ impl Work {
             Row {
                 work: name,
                 model: self.model,
+                beside: self.beside,
                 isa: isa.to_owned(),
                 batch,
                 unit,
@@ -121,6 +131,7 @@ impl Work {
                 ours: Vec::new(),
                 peer: BTreeMap::new(),
                 limits: Vec::new(),
+                limits_beside: Vec::new(),
                 ceilings: Default::default(),
                 work_per_token: (0.0, 0.0),
             }
@@ -142,6 +153,7 @@ pub(super) fn place(row: &Value) -> usize {
 pub(super) struct Row {
     pub(super) work: String,
     model: ModelFile,
+    beside: Option<ModelFile>,
     isa: String,
     /// Sequences side by side; 0: a prompt.
     pub(super) batch: usize,
@@ -150,10 +162,12 @@ pub(super) struct Row {
     floor: f64,
     /// Tokens a second, or seconds, of each run.
     pub(super) ours: Vec<f64>,
-    /// The same of llama.cpp, by how it holds the weights.
+    /// The same of llama.cpp, by how it holds the weights; or of our own program beside, by the format.
     pub(super) peer: BTreeMap<&'static str, Vec<f64>>,
     /// Tokens a second at which the limits measured in each run would be reached.
     pub(super) limits: Vec<f64>,
+    /// The same for the format beside.
+    pub(super) limits_beside: Vec<f64>,
     /// Bytes read and multiply-adds in int8 a second that this machine did at most, of each run.
     pub(super) ceilings: (Vec<f64>, Vec<f64>),
     /// Multiply-adds and bytes of weights a token.
@@ -216,6 +230,16 @@ impl Row {
         100.0 * median(&self.ours) / median(&self.limits)
     }
 
+    /// What our own program did with `other`, which was measured beside.
+    pub(super) fn put_beside(&mut self, model: ModelFile, other: Row) {
+        self.peer.entry(model.format).or_default().extend(other.ours);
+        self.limits_beside.extend(other.limits);
+    }
+
+    fn percent_beside(&self) -> f64 {
+        100.0 * median(self.best_peer().1) / median(&self.limits_beside)
+    }
+
     pub(super) fn line(&self) -> String {
         let (build, peer) = self.best_peer();
         let held = if self.is_held() { "held" } else { "MISSED" };
@@ -230,8 +254,12 @@ impl Row {
                 100.0 * self.spread()
             );
         }
+        let other = match self.beside {
+            Some(_) => format!("with {build} ({:.0} % of its limit)", self.percent_beside()),
+            None => format!("llama.cpp ({build})"),
+        };
         format!(
-            "{:24} {:8.2} tokens/s, {:3.0} % of the limit; llama.cpp ({build}) {:8.2}; {:.2} x (at least {:.2} x: {held}); spread {:.0} %",
+            "{:24} {:8.2} tokens/s, {:3.0} % of the limit; {other} {:8.2}; {:.2} x (at least {:.2} x: {held}); spread {:.0} %",
             self.work,
             median(&self.ours),
             self.percent(),
@@ -275,6 +303,10 @@ impl Row {
         });
         if let (Some(out), Value::Object(limits)) = (out.as_object_mut(), limits) {
             out.extend(limits);
+            if let Some(beside) = self.beside {
+                out.insert("beside".to_owned(), json!(beside.format));
+                out.insert("beside_percent_of_limit".to_owned(), json!(round(self.percent_beside())));
+            }
         }
         out
     }
