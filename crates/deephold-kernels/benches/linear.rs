@@ -1,7 +1,7 @@
 //! Products with weight matrices in every format, beside the ceilings of the machine.
 //!
-//! `cargo bench -p deephold-kernels [-- --quick] [--threads N] [--isa NAME] [--rows N] [--format NAME]`. The shape is a feed-forward matrix of a 1.5B
-//! model. Best of several rounds: other programs can only make a round slower.
+//! `cargo bench -p deephold-kernels [-- --quick] [--threads N] [--isa NAME] [--rows N] [--columns K] [--matrices N]
+//! [--format NAME]`. The shape is a feed-forward matrix of a 1.5B model; several matrices are multiplied one after the other, as layers are. Best of several rounds: other programs can only make a round slower.
 #![allow(missing_docs, reason = "a program")]
 
 use std::sync::Arc;
@@ -20,10 +20,11 @@ fn main() {
     let pool = Arc::new(ThreadPool::new(PoolOptions { threads, pin: false }));
     let (n, k) = if quick { (512, 512) } else { (8960, 1536) };
     // More rows than the caches hold show what comes from memory.
-    let n = value("--rows").and_then(|v| v.parse().ok()).unwrap_or(n);
+    let number = |name: &str, default: usize| value(name).and_then(|v| v.parse().ok()).unwrap_or(default);
+    let (n, k, matrices) = (number("--rows", n), number("--columns", k), number("--matrices", 1));
     let limits = ceilings::measure(&pool, isa);
     println!(
-        "{} threads, {isa}, [{n}, {k}]; limits: read {:.1} GB/s, int8 {:.1} GMAC/s, f32 {:.1} GMAC/s",
+        "{} threads, {isa}, {matrices} x [{n}, {k}]; limits: read {:.1} GB/s, int8 {:.1} GMAC/s, f32 {:.1} GMAC/s",
         pool.threads(),
         limits.read_bytes_per_second / 1e9,
         limits.int8_macs_per_second / 1e9,
@@ -36,16 +37,18 @@ fn main() {
     for dtype in formats.into_iter().filter(|d| only.as_deref().is_none_or(|name| name == d.name())) {
         let bytes = stored(dtype, n, k);
         let start = Instant::now();
-        let w = PackedMatrix::pack(&pool, dtype, n, k, &bytes).expect("packs");
-        let pack = bytes.len() as f64 / start.elapsed().as_secs_f64() / 1e9;
+        let pack = |_| PackedMatrix::pack(&pool, dtype, n, k, &bytes).expect("packs");
+        let ws: Vec<PackedMatrix> = (0..matrices).map(pack).collect();
+        let pack = (matrices * bytes.len()) as f64 / start.elapsed().as_secs_f64() / 1e9;
         let ops = Ops::new(isa, Arc::clone(&pool));
         let compute =
-            if w.is_integer() { limits.int8_macs_per_second } else { limits.f32_flops_per_second / 2.0 };
+            if ws[0].is_integer() { limits.int8_macs_per_second } else { limits.f32_flops_per_second / 2.0 };
         let cells: Vec<String> = [1, 8, 512]
             .into_iter()
             .map(|t| {
-                let seconds = best(&ops, &w, t, quick);
-                let (macs, read) = ((n * k * t) as f64, w.bytes() as f64);
+                let seconds = best(&ops, &ws, t, quick);
+                let read = ws.iter().map(|w| w.bytes() as f64).sum::<f64>();
+                let macs = (n * k * t * matrices) as f64;
                 let limit = (macs / compute).max(read / limits.read_bytes_per_second);
                 let figure = if t == 1 {
                     format!("{:.1} GB/s", read / seconds / 1e9)
@@ -60,15 +63,17 @@ fn main() {
     }
 }
 
-/// The best time of a product with `t` rows.
-fn best(ops: &Ops, w: &PackedMatrix, t: usize, quick: bool) -> f64 {
-    let x: Vec<f32> = (0..t * w.in_features()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
-    let x = ops.tensor_from(t, w.in_features(), &x);
+/// The best time of the products of all matrices with `t` rows.
+fn best(ops: &Ops, ws: &[PackedMatrix], t: usize, quick: bool) -> f64 {
+    let x: Vec<f32> = (0..t * ws[0].in_features()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+    let x = ops.tensor_from(t, ws[0].in_features(), &x);
     let (rounds, seconds) = if quick { (2, 0.01) } else { (20, 1.0) };
     let (start, mut best, mut done) = (Instant::now(), f64::MAX, 0);
     while done < rounds || (done < 3 * rounds && start.elapsed().as_secs_f64() < seconds) {
         let round = Instant::now();
-        std::hint::black_box(ops.linear(w, &Activations::new(&x)));
+        for w in ws {
+            std::hint::black_box(ops.linear(w, &Activations::new(&x)));
+        }
         best = best.min(round.elapsed().as_secs_f64());
         done += 1;
     }

@@ -190,7 +190,7 @@ impl Report {
 
     fn write(&self, root: &Path, ours: &Deephold, peer: &LlamaCpp) -> Result<()> {
         let report = json!({
-            "machine": { "cpu": cpu_name(), "threads": ours.threads, "memory_bytes": memory() },
+            "machine": { "cpu": cpu(), "threads": ours.threads, "memory_bytes": memory() },
             "isa": ours.isa(),
             "date": today()?,
             "commit": output(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(root))?,
@@ -235,6 +235,15 @@ fn kernel_value(file: &str, name: &str) -> Option<String> {
 
 fn cpu_name() -> String {
     kernel_value("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+/// The processor's name, with the numbers that tell generations apart where a hypervisor shows one name for all.
+fn cpu() -> String {
+    let number = |name: &str| kernel_value("/proc/cpuinfo", name);
+    match (number("cpu family"), number("model\t")) {
+        (Some(family), Some(model)) => format!("{} (family {family}, model {model})", cpu_name()),
+        _ => cpu_name(),
+    }
 }
 
 fn memory() -> Option<u64> {

@@ -181,6 +181,8 @@ impl QuantMatrix {
             InputRows::List(list) => list.len(),
         };
         let panel_bytes = self.k / self.layout.block_len() * self.layout.block_bytes();
+        // Each tile writes its part whole.
+        let mut y = [[0f32; PANEL]; 8];
         for panel in panels {
             let bytes = &self.data[panel * panel_bytes..][..panel_bytes];
             let width = PANEL.min(self.n - panel * PANEL);
@@ -202,7 +204,6 @@ impl QuantMatrix {
                     };
                     assert!(*row < act.rows, "row outside the activations");
                 }
-                let mut y = [[0f32; PANEL]; 8];
                 // With one row AVX-512 is as fast as memory without being told (docs/lab.md, 2026-11-27).
                 let fetch = i == 0 && (isa != Isa::Avx512 || tile == 8);
                 self.tile(isa, bytes, act, &at[..tile], &mut y[..tile], fetch);
