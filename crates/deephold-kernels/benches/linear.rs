@@ -1,7 +1,8 @@
 //! Products with weight matrices in every format, beside the ceilings of the machine.
 //!
 //! `cargo bench -p deephold-kernels [-- --quick] [--threads N] [--isa NAME] [--rows N] [--columns K] [--matrices N]
-//! [--format NAME]`. The shape is a feed-forward matrix of a 1.5B model; several matrices are multiplied one after the other, as layers are. Best of several rounds: other programs can only make a round slower.
+//! [--format NAME]`. The shape is a feed-forward matrix of a 1.5B model; several matrices are multiplied one after the other,
+//! as layers are. Best of several rounds: other programs can only make a round slower.
 #![allow(missing_docs, reason = "a program")]
 
 use std::sync::Arc;

@@ -83,8 +83,8 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
         println!("{}: {} {}", work.name, work.model.shape, work.model.format);
         let used: Vec<ModelFile> = [Some(work.model), work.beside].into_iter().flatten().collect();
         let files = peer.models(root, &models, &used)?;
-        let rows = match (work.beside, &files[..]) {
-            (Some(model), [file, other]) => measure_beside(&options, work, &ours, file, model, other)?,
+        let rows = match &files[..] {
+            [file, other] => measure_beside(&options, work, &ours, file, other)?,
             _ => measure(&options, work, &ours, &peer, &files[0])?,
         };
         for row in rows {
@@ -136,20 +136,13 @@ fn measure(o: &Options, work: &Work, ours: &Deephold, peer: &LlamaCpp, file: &Pa
 }
 
 /// Interleaved runs of our own program with two formats of a model.
-fn measure_beside(
-    o: &Options,
-    work: &Work,
-    ours: &Deephold,
-    file: &Path,
-    model: ModelFile,
-    other: &Path,
-) -> Result<Vec<Row>> {
+fn measure_beside(o: &Options, work: &Work, ours: &Deephold, file: &Path, other: &Path) -> Result<Vec<Row>> {
     let mut rows = work.rows(ours.isa());
     for round in 0..o.runs {
         ours.measure(work, file, 1, &mut rows)?;
         let mut beside = work.rows(ours.isa());
         ours.measure(work, other, 1, &mut beside)?;
-        rows.iter_mut().zip(beside).for_each(|(row, other)| row.put_beside(model, other));
+        rows.iter_mut().zip(beside).for_each(|(row, other)| row.put_beside(other));
         println!("  round {} of {}", round + 1, o.runs);
     }
     Ok(rows)

@@ -230,10 +230,12 @@ impl Row {
         100.0 * median(&self.ours) / median(&self.limits)
     }
 
-    /// What our own program did with `other`, which was measured beside.
-    pub(super) fn put_beside(&mut self, model: ModelFile, other: Row) {
-        self.peer.entry(model.format).or_default().extend(other.ours);
-        self.limits_beside.extend(other.limits);
+    /// Takes over what our own program did with the format beside, as a row of the same work.
+    pub(super) fn put_beside(&mut self, other: Row) {
+        if let Some(model) = self.beside {
+            self.peer.entry(model.format).or_default().extend(other.ours);
+            self.limits_beside.extend(other.limits);
+        }
     }
 
     fn percent_beside(&self) -> f64 {

@@ -287,7 +287,8 @@ unsafe fn k6<const T: usize, const H: usize, const MINS: bool>(
                             codes[h] = quad;
                         }
                         let scales = p.add(offset_of!(Block256Int6, scales) + g * PANEL + (h0 + h) * 8);
-                        scale[h] = _mm256_cvtepi8_epi16(_mm_loadl_epi64(scales.cast()).spread());
+                        let scales = _mm_loadl_epi64(scales.cast());
+                        scale[h] = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(scales, scales));
                     }
                     let mut part = [[_mm256_setzero_si256(); H]; T];
                     if !MINS {
@@ -339,19 +340,6 @@ unsafe fn k6<const T: usize, const H: usize, const MINS: bool>(
     }
     // SAFETY: `y` has T rows.
     unsafe { store(acc, y) }
-}
-
-/// Each of the low eight bytes twice.
-trait Spread {
-    fn spread(self) -> Self;
-}
-
-impl Spread for __m128i {
-    #[inline(always)]
-    fn spread(self) -> Self {
-        // SAFETY: SSE2 is part of x86-64.
-        unsafe { _mm_unpacklo_epi8(self, self) }
-    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

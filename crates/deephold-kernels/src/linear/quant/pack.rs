@@ -54,9 +54,9 @@ fn eights(bytes: &[u8]) -> impl Iterator<Item = u64> {
 }
 
 /// A line's part from eight codes of four bits, one in the low half of each byte: the last four go above the first four.
-fn nibble_pairs(codes: u64) -> [u8; 4] {
+fn nibble_pairs(codes: u64) -> u32 {
     let codes = codes & 0x0f0f_0f0f_0f0f_0f0f;
-    ((codes | codes >> 28) as u32).to_le_bytes()
+    (codes | codes >> 28) as u32
 }
 
 /// The scale and the minimum of group `g` in a [`Block256Int4Min`].
@@ -78,7 +78,7 @@ fn put_q4k(stored: &[u8], r: usize, out: &mut [u8]) {
     for two_groups in stored[16..144].as_chunks::<32>().0 {
         for shift in [0, 4] {
             for (codes, line) in eights(two_groups).zip(&mut lines) {
-                *line = nibble_pairs(codes >> shift);
+                *line = nibble_pairs(codes >> shift).to_le_bytes();
             }
         }
     }
@@ -154,7 +154,7 @@ fn put(layout: Layout, block: &Block, r: usize, out: &mut [u8]) {
         }
         Layout::Block32Int4 | Layout::Block256Int4Min => {
             for (i, [first, second]) in quads.as_chunks::<2>().0.iter().enumerate() {
-                line(i * 64, first & 0x0f0f_0f0f | (second & 0x0f0f_0f0f) << 4);
+                line(i * 64, nibble_pairs(u64::from(*first) | u64::from(*second) << 32));
             }
         }
         Layout::Block256Int6 | Layout::Block256Int6Min => {
