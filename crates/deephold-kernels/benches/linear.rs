@@ -3,6 +3,9 @@
 //! `cargo bench -p deephold-kernels [-- --quick] [--threads N] [--isa NAME] [--rows N] [--columns K] [--matrices N]
 //! [--format NAME]`. The shape is a feed-forward matrix of a 1.5B model; several matrices are multiplied one after the other,
 //! as layers are. Best of several rounds: other programs can only make a round slower.
+//!
+//! `--step` measures the products of decoding one token with a whole model of 0.6B instead, where matrices are small and none is
+//! in a cache: the median of several steps, since a step is long enough to meet what other programs do.
 #![allow(missing_docs, reason = "a program")]
 
 use std::sync::Arc;
@@ -31,11 +34,17 @@ fn main() {
         limits.int8_macs_per_second / 1e9,
         limits.f32_flops_per_second / 2e9
     );
-    println!("{:8} {:>14} {:>22} {:>22} {:>22}", "", "pack", "T=1", "T=8", "T=512");
     let formats =
         [DType::Q4K, DType::Q6K, DType::Q5K, DType::Q4_0, DType::Q8_0, DType::IQ4XS, DType::BF16, DType::F32];
     let only = value("--format");
-    for dtype in formats.into_iter().filter(|d| only.as_deref().is_none_or(|name| name == d.name())) {
+    let formats = formats.into_iter().filter(|d| only.as_deref().is_none_or(|name| name == d.name()));
+    if args.iter().any(|a| a == "--step") {
+        println!("{:8} {:>12} {}", "", "all", PARTS.map(|(name, ..)| format!("{name:>12}")).join(" "));
+        formats.for_each(|dtype| step(&Ops::new(isa, Arc::clone(&pool)), dtype, quick));
+        return;
+    }
+    println!("{:8} {:>14} {:>22} {:>22} {:>22}", "", "pack", "T=1", "T=8", "T=512");
+    for dtype in formats {
         let bytes = stored(dtype, n, k);
         let start = Instant::now();
         let pack = |_| PackedMatrix::pack(&pool, dtype, n, k, &bytes).expect("packs");
@@ -62,6 +71,51 @@ fn main() {
         let pack = format!("{pack:.2} GB/s");
         println!("{:8} {pack:>14} {:>22} {:>22} {:>22}", dtype.name(), cells[0], cells[1], cells[2]);
     }
+}
+
+/// What a layer multiplies by, with rows and columns of each matrix, and the vocabulary (Qwen3-0.6B).
+const PARTS: [(&str, usize, usize); 5] = [
+    ("q, k, v", 4096, 1024),
+    ("output", 1024, 2048),
+    ("gate, up", 6144, 1024),
+    ("down", 1024, 3072),
+    ("vocabulary", 151_936, 1024),
+];
+
+/// Prints how fast each part is read, in GB/s, and the whole step.
+fn step(ops: &Ops, dtype: DType, quick: bool) {
+    let (layers, steps) = if quick { (1, 1) } else { (28, 15) };
+    let pack = |(_, n, k): (&str, usize, usize)| {
+        PackedMatrix::pack(ops.pool(), dtype, n, k, &stored(dtype, n, k)).expect("packs")
+    };
+    let layers: Vec<[PackedMatrix; 4]> =
+        (0..layers).map(|_| [PARTS[0], PARTS[1], PARTS[2], PARTS[3]].map(pack)).collect();
+    let vocabulary = pack(PARTS[4]);
+    let times: Vec<[f64; 5]> = (0..steps)
+        .map(|_| {
+            let mut times = [0.0; 5];
+            let products = layers.iter().flat_map(|layer| layer.iter().enumerate()).chain([(4, &vocabulary)]);
+            for (part, w) in products {
+                let x = ops.zeros(1, w.in_features());
+                let start = Instant::now();
+                std::hint::black_box(ops.linear(w, &Activations::new(&x)));
+                times[part] += start.elapsed().as_secs_f64();
+            }
+            times
+        })
+        .collect();
+    let rate = |bytes: usize, seconds: &dyn Fn(&[f64; 5]) -> f64| {
+        let mut all: Vec<f64> = times.iter().map(seconds).collect();
+        all.sort_by(f64::total_cmp);
+        format!("{:>7.1} GB/s", bytes as f64 / all[all.len() / 2] / 1e9)
+    };
+    let bytes = |part: usize| match part {
+        4 => vocabulary.bytes(),
+        _ => layers.iter().map(|layer| layer[part].bytes()).sum(),
+    };
+    let cells: Vec<String> = (0..5).map(|part| rate(bytes(part), &|times| times[part])).collect();
+    let all = rate((0..5).map(bytes).sum(), &|times| times.iter().sum());
+    println!("{:8} {all} {}", dtype.name(), cells.join(" "));
 }
 
 /// The best time of the products of all matrices with `t` rows.

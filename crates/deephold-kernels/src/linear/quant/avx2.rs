@@ -23,6 +23,9 @@ use super::{Layout, PANEL, QuantizedActivations};
 /// Bytes ahead of the current line that are asked for where blocks are small; the hardware's own prefetch stops at page ends.
 /// Where they are large, it is the same line of the next block, so that none is left out.
 const AHEAD: usize = 2048;
+/// The same for 8-bit codes, which are used up faster: 16 lines, as many as a core waits for at once with room for its own loads
+/// (docs/lab.md, 2026-11-28).
+const AHEAD_8BIT: usize = 1024;
 
 /// y[i] = the panel's 16 outputs for activation row `rows[i]`; 4, 2 or 1 rows. `fetch` asks for lines ahead of their use:
 /// for the first rows that meet a panel, which then comes from memory.
@@ -416,7 +419,7 @@ unsafe fn b8<const T: usize, const MINS: bool>(
                 for l in 0..8 {
                     let line = p.add(l * 64 + h * 32);
                     if fetch && h == 0 {
-                        ask_for(line, AHEAD);
+                        ask_for(line, AHEAD_8BIT);
                     }
                     let codes = load(line);
                     let size = _mm256_abs_epi8(codes);
