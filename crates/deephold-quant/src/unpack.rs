@@ -148,7 +148,7 @@ fn unpack_q3k(bytes: &[u8], block: &mut Block) {
 /// # Panics
 /// There are fewer than 12 bytes.
 #[inline]
-pub fn q4k_scales(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
+fn q4k_scales(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut mins) = ([0; 8], [0; 8]);
     for g in 0..4 {
         (scales[g], mins[g]) = (bytes[g] & 63, bytes[g + 4] & 63);
