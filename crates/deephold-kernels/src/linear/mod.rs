@@ -306,8 +306,8 @@ impl Ops {
 
     /// Tasks of panels of one product each: long ones first, to stream, and short ones last, so that all threads end together.
     ///
-    /// Each start of a task costs some tenths of a microsecond, until lines come ahead of their use again: a thread's first task is
-    /// half of its share, so that one that others slow down still finds its equals' help.
+    /// Each start of a task costs some tenths of a microsecond, until lines come ahead of their use again, so tasks are few. The
+    /// first is half of a thread's share and not all of it: a thread that other programs slow down leaves the rest to the others.
     fn cut(&self, products: &[Product<'_>]) -> Vec<(usize, Range<usize>)> {
         let cost = |p: &Product<'_>| p.w.bytes() / p.w.panels().max(1);
         let mut left: usize = products.iter().map(|p| cost(p) * p.w.panels()).sum();
