@@ -310,6 +310,9 @@ mod tests {
             for p in 0..2 {
                 let mut short = vec![0; 2 * layout.block_bytes()];
                 panel(layout, dtype, n, k, &bytes, p, &mut short);
+                let mut plain = vec![0; short.len()];
+                panel_plain(layout, dtype, n, k, &bytes, p, &mut plain);
+                assert!(short == plain, "{dtype:?}, panel {p}");
                 let mut long = vec![0; short.len()];
                 let mut block = Block::default();
                 for (b, out) in long.chunks_exact_mut(layout.block_bytes()).enumerate() {
