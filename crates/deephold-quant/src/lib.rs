@@ -20,4 +20,4 @@ pub use dtype::DType;
 pub use error::QuantError;
 pub use fp8::{f8e4m3_to_f32, f32_to_f8e4m3};
 pub use quantize::quantize;
-pub use unpack::{Block, IQ4_VALUES, dequantize, unpack_block};
+pub use unpack::{Block, IQ4_VALUES, dequantize, q4k_scales, unpack_block};

@@ -148,14 +148,15 @@ fn unpack_q3k(bytes: &[u8], block: &mut Block) {
 /// # Panics
 /// There are fewer than 12 bytes.
 #[inline]
-fn q4k_scales(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
-    let (mut scales, mut mins) = ([0; 8], [0; 8]);
-    for g in 0..4 {
-        (scales[g], mins[g]) = (bytes[g] & 63, bytes[g + 4] & 63);
-        scales[g + 4] = bytes[g + 8] & 15 | bytes[g] >> 6 << 4;
-        mins[g + 4] = bytes[g + 8] >> 4 | bytes[g + 4] >> 6 << 4;
-    }
-    (scales, mins)
+pub fn q4k_scales(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
+    // Four at a time: six bits of the first four scales and minima; of the others four bits, and the two that those leave free.
+    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let (scales, mins, others) = (word(0), word(4), word(8));
+    let eight = |first: u32, others: u32| {
+        let (first, last) = (first & 0x3f3f_3f3f, others & 0x0f0f_0f0f | (first >> 6 & 0x0303_0303) << 4);
+        (u64::from(first) | u64::from(last) << 32).to_le_bytes()
+    };
+    (eight(scales, others), eight(mins, others >> 4))
 }
 
 fn unpack_q4k(bytes: &[u8], qs: &[u8], qh: Option<&[u8]>, block: &mut Block) {

@@ -7,7 +7,7 @@
 
 use std::mem::offset_of;
 
-use deephold_quant::{Block, DType, unpack_block};
+use deephold_quant::{Block, DType, q4k_scales, unpack_block};
 use half::f16;
 
 use super::layout::{
@@ -193,13 +193,10 @@ fn put_groups(layout: Layout, groups: &Groups, out: &mut [u8]) {
 fn put_q4k(stored: &[u8], r: usize, words: &mut [u32; WORDS], groups: &mut Groups, out: &mut [u8]) {
     out[offset_of!(Block256Int4Min, d) + 2 * r..][..2].copy_from_slice(&stored[..2]);
     out[offset_of!(Block256Int4Min, dmin) + 2 * r..][..2].copy_from_slice(&stored[2..4]);
-    // Six bits of the first four scales and minima; of the others four bits, and the two that those leave free.
-    let mut factors = fours(&stored[4..16]);
-    let [scales, mins, others] = std::array::from_fn(|_| factors.next().unwrap_or_default());
-    groups[0][r] = scales & 0x3f3f_3f3f;
-    groups[1][r] = others & 0x0f0f_0f0f | (scales >> 6 & 0x0303_0303) << 4;
-    groups[4][r] = mins & 0x3f3f_3f3f;
-    groups[5][r] = others >> 4 & 0x0f0f_0f0f | (mins >> 6 & 0x0303_0303) << 4;
+    let (scales, mins) = q4k_scales(&stored[4..16]);
+    for (at, factors) in [(0, scales), (4, mins)] {
+        groups[at..].iter_mut().zip(fours(&factors)).for_each(|(rows, four)| rows[r] = four);
+    }
     let groups = words.as_chunks_mut::<16>().0.iter_mut().zip(stored[16..144].as_chunks::<32>().0);
     for (words, two_groups) in groups {
         for (i, codes) in fours(two_groups).enumerate() {
