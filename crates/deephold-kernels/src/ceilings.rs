@@ -100,7 +100,7 @@ fn f32_fmas(isa: Isa) -> f64 {
         // SAFETY: `isa` is available.
         Isa::Avx512 => return unsafe { x86::f32_avx512() },
         // SAFETY: `isa` is available.
-        Isa::Avx2 => return unsafe { x86::f32_avx2() },
+        Isa::Avx2 | Isa::AvxVnni => return unsafe { x86::f32_avx2() },
         _ => {}
     }
     let _ = isa;
@@ -120,6 +120,8 @@ fn int8_macs(isa: Isa) -> f64 {
     match isa {
         // SAFETY: `isa` is available.
         Isa::Avx512 => return unsafe { x86::int8_avx512() },
+        // SAFETY: `isa` is available.
+        Isa::AvxVnni => return unsafe { x86::int8_avx_vnni() },
         // SAFETY: `isa` is available.
         Isa::Avx2 => return unsafe { x86::int8_avx2() },
         _ => {}
@@ -184,6 +186,19 @@ mod x86 {
         }
         black_box(acc);
         (ROUNDS * 6 * 32) as f64
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub(super) fn int8_avx_vnni() -> f64 {
+        let mut acc = [_mm256_setzero_si256(); 10];
+        let (w, x) = (_mm256_set1_epi8(black_box(1)), _mm256_set1_epi8(black_box(1)));
+        for _ in 0..ROUNDS {
+            for a in &mut acc {
+                *a = _mm256_dpbusd_avx_epi32(*a, w, x);
+            }
+        }
+        black_box(acc);
+        (ROUNDS * 10 * 32) as f64
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]

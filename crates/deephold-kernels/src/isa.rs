@@ -10,6 +10,8 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// AVX-VNNI, beside everything of `Avx2`.
+    AvxVnni,
     /// AVX-512 F, BW, VL and VNNI, beside everything of `Avx2`.
     Avx512,
     /// Advanced SIMD of aarch64.
@@ -17,6 +19,9 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// Narrowest first.
+    pub(crate) const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Neon];
+
     /// The widest that this machine runs.
     pub fn detect() -> Self {
         *Self::available().last().unwrap_or(&Self::Scalar)
@@ -24,10 +29,7 @@ impl Isa {
 
     /// All that this machine runs, narrowest first.
     pub fn available() -> Vec<Self> {
-        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon]
-            .into_iter()
-            .filter(|isa| isa.is_available())
-            .collect()
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// Whether this machine runs it.
@@ -36,6 +38,8 @@ impl Isa {
             Self::Scalar => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => avx2() && std::arch::is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 avx2()
@@ -56,6 +60,7 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
             Self::Neon => "neon",
         }
@@ -77,16 +82,13 @@ impl fmt::Display for Isa {
 
 /// A name that is no instruction set.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown instruction set `{0}`; one of scalar, avx2, avx512, neon")]
+#[error("unknown instruction set `{0}`; one of scalar, avx2, avxvnni, avx512, neon")]
 pub struct UnknownIsa(String);
 
 impl FromStr for Isa {
     type Err = UnknownIsa;
 
     fn from_str(name: &str) -> Result<Self, UnknownIsa> {
-        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon]
-            .into_iter()
-            .find(|isa| isa.name() == name)
-            .ok_or_else(|| UnknownIsa(name.to_owned()))
+        Self::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| UnknownIsa(name.to_owned()))
     }
 }

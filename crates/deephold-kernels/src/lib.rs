@@ -10,6 +10,7 @@
 mod attention;
 mod cache;
 pub mod ceilings;
+pub mod check;
 mod elementwise;
 mod error;
 mod isa;
@@ -25,6 +26,8 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 pub mod topology;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod x86_model;
 
 pub use attention::{AttentionContext, Selection, SeqRows};
 pub use cache::{CacheDType, CacheSpec, EntryOrder, KvCache};

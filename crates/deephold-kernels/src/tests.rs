@@ -6,21 +6,8 @@ use std::sync::{Arc, Once};
 
 use deephold_quant::DType;
 
+pub(crate) use crate::check::noise;
 use crate::*;
-
-/// SplitMix64; values in -1..1.
-pub(crate) fn noise(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
 
 fn ops(isa: Isa, threads: usize) -> Ops {
     Ops::new(isa, Arc::new(ThreadPool::new(PoolOptions { threads, pin: false })))
@@ -31,7 +18,7 @@ fn ops(isa: Isa, threads: usize) -> Ops {
 pub(crate) fn available() -> Vec<Isa> {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
-        let lacking = [Isa::Avx2, Isa::Avx512, Isa::Neon].into_iter().filter(|isa| !isa.is_available());
+        let lacking = Isa::ALL.into_iter().filter(|isa| !isa.is_available());
         for isa in lacking {
             let _ = writeln!(std::io::stderr(), "NOT ON THIS MACHINE: the kernels for {isa}");
             if let Some(list) = std::env::var_os("DEEPHOLD_SKIPPED_LIST") {

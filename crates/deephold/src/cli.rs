@@ -399,7 +399,7 @@ pub(crate) struct EngineArgs {
     /// Bind each thread to a core
     #[arg(long)]
     pub(crate) pin: bool,
-    /// Instruction set: scalar, avx2, avx512, neon [default: the widest]
+    /// Instruction set: scalar, avx2, avxvnni, avx512, neon [default: the widest]
     #[arg(long, value_name = "ISA")]
     pub(crate) isa: Option<Isa>,
     /// Longest context, prompt and answer together [default: the model's, at most 8192]

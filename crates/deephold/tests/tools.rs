@@ -155,6 +155,12 @@ fn measurements_and_scripts_come_out() {
     assert!(out["ceilings"]["read_bytes_per_s"].as_f64() > Some(0.0));
     let doctor = json(&["doctor", "--json"]);
     assert!(doctor["isa_available"].as_array().expect("list").contains(&doctor["isa"]));
+    let kernels = doctor["kernels"].as_array().expect("list");
+    assert_eq!(kernels.len() + 1, doctor["isa_available"].as_array().expect("list").len());
+    for set in kernels {
+        assert!(set["compared"].as_array().is_some_and(|c| c.len() > 15), "{set}");
+        assert_eq!(set["differ"], serde_json::Value::Array(Vec::new()), "{set}");
+    }
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         assert!(ok(&["completions", shell]).contains("perplexity"), "{shell}");
     }

@@ -1,9 +1,8 @@
 //! A vector is one register.
 
-use std::arch::x86_64::*;
-
 use super::Simd;
 use super::avx2::transpose8;
+use super::x86::*;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;

@@ -10,11 +10,16 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 mod exp;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod modelled;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 mod scalar;
 #[cfg(test)]
 mod tests;
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64 as x86;
 
 pub(crate) use exp::exp;
 pub(crate) use scalar::Scalar;
@@ -140,7 +145,7 @@ macro_rules! dispatch {
             unsafe {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
-                    $crate::Isa::Avx2 => avx2 $(::<$($gen),*>)? ($($arg),*),
+                    $crate::Isa::Avx2 | $crate::Isa::AvxVnni => avx2 $(::<$($gen),*>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::Isa::Avx512 => avx512 $(::<$($gen),*>)? ($($arg),*),
                     // NEON is part of the aarch64 baseline: no feature to switch on.

@@ -1,10 +1,12 @@
 //! `deephold doctor`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use deephold_base::human_bytes;
 use deephold_kernels::ceilings::{self, Ceilings};
+use deephold_kernels::check::{self, Comparison};
 use deephold_kernels::{Isa, PoolOptions, ThreadPool, topology};
 use serde_json::{Value, json};
 
@@ -16,9 +18,12 @@ use crate::system;
 pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let t = topology::topology();
     let isa = Isa::detect();
-    let pool = ThreadPool::new(PoolOptions::default());
+    let pool = Arc::new(ThreadPool::new(PoolOptions::default()));
     note!("measuring for about a second ...");
     let c = ceilings::measure(&pool, isa);
+    let kernels = check::compare(&pool)?;
+    let code =
+        if kernels.iter().all(|k| k.differ.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let memory = system::memory();
     let advice = advice(&t, isa, &memory);
     if args.json {
@@ -34,9 +39,10 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
             "numa_nodes": t.numa_nodes,
             "memory": { "total": memory.total, "available": memory.available, "limit": memory.limit },
             "ceilings": ceilings_json(&c),
+            "kernels": kernels.iter().map(kernels_json).collect::<Vec<_>>(),
             "advice": advice,
         }))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(code);
     }
     let bytes = |b: Option<u64>| b.map_or_else(|| "unknown".to_owned(), human_bytes);
     let mut rows = vec![
@@ -73,9 +79,25 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     rows.push(("read bandwidth", format!("{:.1} GB/s", c.read_bytes_per_second / 1e9)));
     rows.push(("int8 arithmetic", format!("{:.1} G multiply-adds/s", c.int8_macs_per_second / 1e9)));
     rows.push(("f32 arithmetic", format!("{:.1} GFLOP/s", c.f32_flops_per_second / 1e9)));
+    rows.extend(kernels.iter().map(|k| ("kernels", kernels_text(k))));
     rows.extend(advice.into_iter().map(|a| ("advice", a)));
     print_table(&rows)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
+}
+
+fn kernels_json(k: &Comparison) -> Value {
+    json!({ "isa": k.isa.name(), "compared": k.compared, "differ": k.differ })
+}
+
+fn kernels_text(k: &Comparison) -> String {
+    if k.differ.is_empty() {
+        return format!("{}: the bits of the plain loops, {} kernels", k.isa, k.compared.len());
+    }
+    format!(
+        "{}: WRONG on this processor: {}. Do not serve with it: choose another by --isa, and report this",
+        k.isa,
+        k.differ.join(", ")
+    )
 }
 
 pub(crate) fn ceilings_json(c: &Ceilings) -> Value {

@@ -88,8 +88,8 @@ impl QuantizedActivations {
 
 fn round(isa: Isa, block: usize, x: &[f32], out: &mut RowOut<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if matches!(isa, Isa::Avx2 | Isa::Avx512) {
-        // SAFETY: `Ops` takes only an available set; AVX-512 machines have AVX2.
+    if matches!(isa, Isa::Avx2 | Isa::AvxVnni | Isa::Avx512) {
+        // SAFETY: `Ops` takes only an available set, and the wider ones include AVX2.
         return unsafe { round_avx2(block, x, out) };
     }
     let _ = isa;

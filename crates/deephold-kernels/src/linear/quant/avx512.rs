@@ -2,9 +2,8 @@
 //!
 //! It multiplies u8 by i8 without saturating. Signed codes go in with their top bit flipped, which is 128 more.
 
-use std::arch::x86_64::*;
-
 use super::wide::{self, Wide};
+use super::x86::*;
 use super::{Layout, PANEL, QuantizedActivations};
 
 /// As [`wide::tile`].
@@ -24,7 +23,7 @@ pub(super) unsafe fn tile(
     unsafe { wide::tile::<Vnni>(layout, panel, act, rows, y, fetch) }
 }
 
-struct Vnni;
+pub(crate) struct Vnni;
 
 // SAFETY of the unsafe blocks: the features are the caller's promise to every function of the trait, and so are the bytes
 // behind its pointers.

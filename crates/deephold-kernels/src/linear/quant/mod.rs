@@ -22,7 +22,11 @@ mod act;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod layout;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod modelled;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
@@ -32,6 +36,8 @@ mod tests;
 #[cfg(any(test, target_arch = "x86_64", target_arch = "aarch64"))]
 mod wide;
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64 as x86;
 use std::ops::Range;
 
 use deephold_quant::DType;
@@ -234,6 +240,9 @@ impl QuantMatrix {
                 // construction and the rows were checked.
                 unsafe { avx2::tile(self.layout, panel, act, rows, y, fetch) }
             }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::AvxVnni => unsafe { avx_vnni::tile(self.layout, panel, act, rows, y, fetch) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 => unsafe { avx512::tile(self.layout, panel, act, rows, y, fetch) },

@@ -77,6 +77,10 @@ fn product(
     y
 }
 
+/// One panel's product, as [`wide::tile`].
+#[cfg(target_arch = "x86_64")]
+type Tile = unsafe fn(Layout, &[u8], &QuantizedActivations, &[usize], &mut [[f32; PANEL]], bool);
+
 fn bits(y: &[f32]) -> Vec<u32> {
     y.iter().map(|v| v.to_bits()).collect()
 }
@@ -101,7 +105,8 @@ fn every_set_shape_and_split_gives_the_same_bits() {
     }
 }
 
-/// The kernels that AVX-512 and NEON share, held in arrays: the same bits as the specification.
+/// The kernels that AVX-512, AVX-VNNI and NEON share, held in arrays, and with the instructions of the first two in plain
+/// Rust: the same bits as the specification.
 #[test]
 fn kernels_over_lines_give_the_same_bits() {
     let pool = ThreadPool::new(PoolOptions { threads: 1, pin: false });
@@ -119,6 +124,23 @@ fn kernels_over_lines_give_the_same_bits() {
                 wide::tile::<wide::Portable>(m.layout, &m.data, &act, rows, &mut y[..rows.len()], true)
             };
             assert_eq!(bits(y.as_flattened()), bits(expected.as_flattened()), "{dtype} {rows:?}");
+            #[cfg(target_arch = "x86_64")]
+            if Isa::Avx2.is_available() {
+                for (name, tile) in [
+                    ("avxvnni", wide::tile::<modelled::AvxVnni> as Tile),
+                    ("avx512", wide::tile::<modelled::Avx512Vnni>),
+                ] {
+                    y.fill([f32::NAN; PANEL]);
+                    // SAFETY: AVX2 is there, and all else is modelled; one panel of the matrix, rows below 8.
+                    unsafe { tile(m.layout, &m.data, &act, rows, &mut y[..rows.len()], true) };
+                    let (y, expected) = (&y[..rows.len()], &expected[..rows.len()]);
+                    assert_eq!(
+                        bits(y.as_flattened()),
+                        bits(expected.as_flattened()),
+                        "{name} {dtype} {rows:?}"
+                    );
+                }
+            }
             #[cfg(target_arch = "aarch64")]
             {
                 // SAFETY: NEON is part of the target.

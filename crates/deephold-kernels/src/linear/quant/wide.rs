@@ -1,8 +1,8 @@
 //! The products over whole lines of 64 bytes, written once for every instruction set that has a dot product of bytes.
 //!
-//! A [`Wide`] type says how a line of 16 lanes is held (one register of AVX-512, four of NEON, an array in the tests) and
-//! gives its one-line operations. What can go wrong in a kernel, its offsets and shifts, is here, and is tested everywhere
-//! through the array form, also for sets that the machine at hand does not have.
+//! A [`Wide`] type says how a line of 16 lanes is held (one register of AVX-512, two of AVX-VNNI, four of NEON, an array in
+//! the tests) and gives its one-line operations. What can go wrong in a kernel, its offsets and shifts, is here, and is tested
+//! everywhere through the array form; the operations of AVX-512 and AVX-VNNI are, over their instructions in plain Rust.
 
 use std::mem::offset_of;
 
