@@ -44,12 +44,12 @@ fn existing(path: PathBuf) -> PathBuf {
     path.canonicalize().unwrap_or_else(|e| panic!("{} is missing ({e})", path.display()))
 }
 
-/// Whether the folder `shared` is missing, so that the test (or the part of it that needs `shared`) is left out.
+/// Whether the folder `shared` is missing or empty, so that the test (or the part of it that needs `shared`) is left out.
 ///
 /// # Panics
 /// Where it is missing and `DEEPHOLD_NO_SKIP` is set.
 pub fn skip_without_shared() -> bool {
-    let missing = !root().join("../shared").is_dir();
+    let missing = !root().join("../shared/README.md").is_file();
     if missing {
         skip("needs the folder `shared` beside the checkout");
     }

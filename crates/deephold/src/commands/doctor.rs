@@ -142,3 +142,18 @@ fn advice(t: &topology::Topology, isa: Isa, memory: &system::Memory) -> Vec<Stri
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_differs_is_named_with_what_to_do() {
+        let mut set = Comparison { isa: Isa::Avx512, compared: vec!["Q4_K", "Q8_0", "norm"], differ: vec![] };
+        assert_eq!(kernels_text(&set), "avx512: the bits of the plain loops, 3 kernels");
+        set.differ = vec!["Q4_K", "norm"];
+        let text = kernels_text(&set);
+        assert!(text.contains("WRONG on this processor: Q4_K, norm.") && text.contains("--isa"), "{text}");
+        assert_eq!(kernels_json(&set)["differ"], json!(["Q4_K", "norm"]));
+    }
+}
