@@ -22,7 +22,7 @@ pub struct Comparison {
     pub differ: Vec<&'static str>,
 }
 
-/// Runs every kind of kernel on small inputs with each instruction set of this machine. Takes a tenth of a second.
+/// Runs every kind of kernel on small inputs with each instruction set of this machine.
 ///
 /// # Errors
 /// Memory is short.
@@ -73,16 +73,8 @@ fn results(ops: &Ops) -> Result<Vec<Outcome>, KernelError> {
     let x = ops.tensor_from(ROWS, IN, &noise(2, ROWS * IN));
     let mut out = Vec::new();
     for dtype in FORMATS {
-        let bytes: Vec<u8> = match dtype {
-            DType::F32 => weights.iter().flat_map(|w| w.to_ne_bytes()).collect(),
-            DType::F16 => weights.iter().flat_map(|w| half::f16::from_f32(*w).to_ne_bytes()).collect(),
-            DType::BF16 => weights.iter().flat_map(|w| half::bf16::from_f32(*w).to_ne_bytes()).collect(),
-            _ => {
-                let mut bytes = vec![0; dtype.bytes_for(weights.len()).unwrap_or_default()];
-                quantize(dtype, &weights, &mut bytes).map_err(|_| KernelError::Format { dtype })?;
-                bytes
-            }
-        };
+        let mut bytes = vec![0; dtype.bytes_for(weights.len()).unwrap_or_default()];
+        quantize(dtype, &weights, &mut bytes).map_err(|_| KernelError::Format { dtype })?;
         let w = PackedMatrix::pack(ops.pool(), dtype, OUT, IN, &bytes)?;
         out.push((dtype.name(), bits(&ops.linear(&w, &Activations::new(&x)))));
     }
@@ -120,7 +112,7 @@ fn attention(ops: &Ops, latent: bool) -> Result<Vec<u32>, KernelError> {
     Ok(bits(&ctx.attend_gqa(0, &queries, 0.3)))
 }
 
-fn bits(t: &Tensor) -> Vec<u32> {
+pub(crate) fn bits(t: &Tensor) -> Vec<u32> {
     t.data().iter().map(|x| x.to_bits()).collect()
 }
 

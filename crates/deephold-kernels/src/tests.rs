@@ -4,9 +4,9 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
 
-use deephold_quant::DType;
+use deephold_quant::{DType, quantize};
 
-pub(crate) use crate::check::noise;
+use crate::check::{bits, noise};
 use crate::*;
 
 fn ops(isa: Isa, threads: usize) -> Ops {
@@ -35,17 +35,10 @@ fn machines() -> Vec<Ops> {
     available().into_iter().flat_map(|isa| [1, 2, 3, 7].map(|t| ops(isa, t))).collect()
 }
 
-fn bits(t: &Tensor) -> Vec<u32> {
-    t.data().iter().map(|x| x.to_bits()).collect()
-}
-
 fn dense(dtype: DType, n: usize, k: usize, x: &[f32]) -> PackedMatrix {
     let pool = ThreadPool::new(PoolOptions { threads: 2, pin: false });
-    let bytes: Vec<u8> = match dtype {
-        DType::F32 => x.iter().flat_map(|v| v.to_ne_bytes()).collect(),
-        DType::F16 => x.iter().flat_map(|v| half::f16::from_f32(*v).to_ne_bytes()).collect(),
-        _ => x.iter().flat_map(|v| half::bf16::from_f32(*v).to_ne_bytes()).collect(),
-    };
+    let mut bytes = vec![0; dtype.bytes_for(x.len()).unwrap()];
+    quantize(dtype, x, &mut bytes).unwrap();
     PackedMatrix::pack(&pool, dtype, n, k, &bytes).unwrap()
 }
 

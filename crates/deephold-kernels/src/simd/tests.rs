@@ -95,7 +95,7 @@ fn every_operation_gives_the_same_bits() {
     let special = [0.0, -0.0, 0.5, -1.5, 2.5, f32::INFINITY, f32::NEG_INFINITY, 1e-40, f32::MAX, 8_388_609.0];
     for set in sets() {
         for round in 0..200 {
-            let noise = crate::tests::noise(round, 3 * 16);
+            let noise = crate::check::noise(round, 3 * 16);
             let mut x: [[f32; 16]; 3] = std::array::from_fn(|v| {
                 std::array::from_fn(|i| noise[v * 16 + i] * [1.0, 100.0, 1e20][(i + v) % 3])
             });

@@ -293,7 +293,7 @@ mod tests {
             let layout = Layout::of(dtype).expect("a layout");
             let (n, k) = (PANEL + 3, 2 * layout.block_len());
             let mut bytes = vec![0u8; dtype.bytes_for(k).expect("whole blocks") * n];
-            let any = crate::tests::noise(1, bytes.len());
+            let any = crate::check::noise(1, bytes.len());
             bytes.iter_mut().zip(any).for_each(|(b, v)| *b = (v * 128.0) as i8 as u8);
             // Factors that are numbers: a NaN may change its bits on the way through f32.
             let size = dtype.block_bytes();

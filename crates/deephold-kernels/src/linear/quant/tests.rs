@@ -4,6 +4,7 @@ use deephold_quant::{DType, dequantize, quantize};
 
 use super::*;
 use crate::PoolOptions;
+use crate::check::noise;
 use crate::tensor::SharedOut;
 use crate::tests::available;
 
@@ -21,22 +22,12 @@ const FORMATS: [DType; 11] = [
     DType::Q2K,
 ];
 
-/// Deterministic noise in -1..1.
-fn noise(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
-
 /// Any code bytes with f16 scales that are moderate: extreme codes included.
 fn random_blocks(dtype: DType, elements: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; dtype.bytes_for(elements).unwrap()];
     let mut decent = bytes.clone();
-    quantize(dtype, &noise(elements, seed), &mut decent).unwrap();
-    let any = noise(bytes.len(), seed + 1);
+    quantize(dtype, &noise(seed, elements), &mut decent).unwrap();
+    let any = noise(seed + 1, bytes.len());
     let size = dtype.block_bytes();
     let halves: &[usize] = match dtype {
         DType::Q2K => &[80, 82],
@@ -91,7 +82,7 @@ fn every_set_shape_and_split_gives_the_same_bits() {
     for dtype in FORMATS {
         for (n, k, seed) in [(1, 256, 1), (37, 768, 2), (64, 512, 3)] {
             let m = QuantMatrix::pack(&pools[1], dtype, n, k, &random_blocks(dtype, n * k, seed)).unwrap();
-            let mut x = noise(17 * k, seed + 7);
+            let mut x = noise(seed + 7, 17 * k);
             x[k..2 * k].fill(-1.0); // every code -127
             x[2 * k..3 * k].fill(1.0);
             let expected = bits(&product(&m, Isa::Scalar, &pools[0], &x, 17, 1));
@@ -113,7 +104,7 @@ fn kernels_over_lines_give_the_same_bits() {
     for dtype in FORMATS {
         let (n, k) = (16, 768);
         let m = QuantMatrix::pack(&pool, dtype, n, k, &random_blocks(dtype, n * k, 5)).unwrap();
-        let mut x = noise(8 * k, 11);
+        let mut x = noise(11, 8 * k);
         x[k..2 * k].fill(-1.0);
         let act = QuantizedActivations::new(&pool, Isa::Scalar, m.activation_blocks(), &x, 8, k);
         for rows in [&[2][..], &[1, 3], &[0, 1, 2, 3], &[7, 1, 2, 3, 4, 5, 6, 0]] {
@@ -162,13 +153,13 @@ fn products_are_those_of_the_decoded_matrix() {
     for dtype in FORMATS {
         for bytes in [random_blocks(dtype, n * k, 5), {
             let mut b = vec![0; dtype.bytes_for(n * k).unwrap()];
-            quantize(dtype, &noise(n * k, 6), &mut b).unwrap();
+            quantize(dtype, &noise(6, n * k), &mut b).unwrap();
             b
         }] {
             let mut w = vec![0f32; n * k];
             dequantize(dtype, &bytes, &mut w).unwrap();
             let m = QuantMatrix::pack(&pool, dtype, n, k, &bytes).unwrap();
-            let x = noise(rows * k, 8);
+            let x = noise(8, rows * k);
             let y = product(&m, Isa::detect(), &pool, &x, rows, 2);
             for (i, y) in y.iter().enumerate() {
                 let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
@@ -188,7 +179,7 @@ fn listed_rows_go_where_they_belong() {
     let pool = ThreadPool::new(PoolOptions { threads: 1, pin: false });
     let (n, k) = (32, 256);
     let m = QuantMatrix::pack(&pool, DType::Q4K, n, k, &random_blocks(DType::Q4K, n * k, 3)).unwrap();
-    let x = noise(6 * k, 4);
+    let x = noise(4, 6 * k);
     let all = product(&m, Isa::detect(), &pool, &x, 6, 2);
     let act = QuantizedActivations::new(&pool, Isa::detect(), m.activation_blocks(), &x, 6, k);
     let list = [5u32, 0, 3, 3, 1];
@@ -207,7 +198,7 @@ fn nan_spreads_and_nothing_panics() {
     for dtype in FORMATS {
         let m = QuantMatrix::pack(&pool, dtype, 16, 512, &random_blocks(dtype, 16 * 512, 3)).unwrap();
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut x = noise(2 * 512, 4);
+            let mut x = noise(4, 2 * 512);
             x[300] = bad;
             for isa in available() {
                 let y = product(&m, isa, &pool, &x, 2, 1);
