@@ -2,12 +2,14 @@
 //!
 //! With `--check` nothing is written, and what would change is reported.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+
+use crate::versus;
 
 const BEGIN: &str = "<!-- begin: cargo xtask bench-report -->";
 const END: &str = "<!-- end: cargo xtask bench-report -->";
@@ -49,7 +51,7 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<Vec<String>> {
     Ok(stale)
 }
 
-/// The newest report of each instruction set; names begin with the date.
+/// What each instruction set was measured last; names begin with the date.
 fn latest(folder: &Path) -> Result<BTreeMap<String, Value>> {
     let mut paths: Vec<_> = std::fs::read_dir(folder)
         .with_context(|| folder.display().to_string())?
@@ -59,12 +61,36 @@ fn latest(folder: &Path) -> Result<BTreeMap<String, Value>> {
     paths.sort();
     let mut reports = BTreeMap::new();
     for path in paths {
-        let report: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)
+        let mut report: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)
             .with_context(|| path.display().to_string())?;
-        let isa = report["isa"].as_str().with_context(|| format!("{} names no isa", path.display()))?;
-        reports.insert(isa.to_owned(), report);
+        let isa =
+            report["isa"].as_str().with_context(|| format!("{} names no isa", path.display()))?.to_owned();
+        date_rows(&mut report);
+        if let Some(older) = reports.remove(&isa) {
+            add_older(&mut report, older);
+        }
+        reports.insert(isa, report);
     }
     Ok(reports)
+}
+
+/// Gives each row the date of its report.
+fn date_rows(report: &mut Value) {
+    let date = report["date"].clone();
+    for row in report["rows"].as_array_mut().into_iter().flatten() {
+        row["date"] = date.clone();
+    }
+}
+
+/// Adds the rows of an older report that a newer one lacks; of another machine, or beside another llama.cpp, nothing is added.
+fn add_older(report: &mut Value, older: Value) {
+    let same = |name: &str, part: &str| report[name][part] == older[name][part];
+    if !(same("machine", "cpu") && same("machine", "threads") && same("peer", "version")) {
+        return;
+    }
+    let all: BTreeMap<versus::Key, Value> =
+        rows(&older).chain(rows(report)).map(|row| (versus::key(row), row.clone())).collect();
+    report["rows"] = all.into_values().collect();
 }
 
 fn replaced(old: &str, text: &str) -> Result<String> {
@@ -95,15 +121,17 @@ fn is_beside(row: &Value) -> bool {
     row["beside"].is_string()
 }
 
-/// The machine in words.
+/// The machine in words, and the days on which it was measured.
 fn machine(report: &Value) -> String {
     let m = &report["machine"];
+    let days: BTreeSet<&str> = rows(report).map(|row| text(row, "date")).collect();
+    let days: Vec<&str> = days.into_iter().collect();
     format!(
         "{}, {} threads, {} ({}, {})",
         text(m, "cpu"),
         m["threads"],
         text(report, "isa"),
-        text(report, "date"),
+        days.join(", "),
         text(&report["peer"], "version")
     )
 }
@@ -111,7 +139,7 @@ fn machine(report: &Value) -> String {
 fn table(report: &Value, whole: bool) -> String {
     let mut out = format!("**{}**; tokens a second, or seconds\n\n", machine(report));
     out.push_str(match whole {
-        true => "| model | | deephold | of the limit | spread | llama.cpp | build | ratio | floor |\n|---|---|---:|---:|---:|---:|---|---:|---:|\n",
+        true => "| model | | deephold | of the limit | spread | llama.cpp | build | ratio | floor | measured |\n|---|---|---:|---:|---:|---:|---|---:|---:|---|\n",
         false => "| model | | deephold | llama.cpp | ratio |\n|---|---|---:|---:|---:|\n",
     });
     for r in rows(report).filter(|r| !is_beside(r)) {
@@ -132,10 +160,11 @@ fn table(report: &Value, whole: bool) -> String {
         };
         let line = match whole {
             true => format!(
-                "| {model} | {work} | {ours} | {percent} | {:.0} % | {peer} | {} | {ratio:.2} | {floor}{} |",
+                "| {model} | {work} | {ours} | {percent} | {:.0} % | {peer} | {} | {ratio:.2} | {floor}{} | {} |",
                 100.0 * number(r, "spread"),
                 text(r, "peer_build"),
-                if held { "" } else { ", missed" }
+                if held { "" } else { ", missed" },
+                text(r, "date")
             ),
             false => format!("| {model} | {work} | {ours} | {peer} | {ratio:.2} |"),
         };
@@ -338,18 +367,39 @@ mod tests {
     use super::*;
 
     fn report() -> Value {
-        json!({
+        let mut report = json!({
             "machine": { "cpu": "A <CPU>", "threads": 2 }, "isa": "avx2", "date": "2026-11-27",
             "peer": { "version": "llama-cpp-python 1" },
             "rows": [{ "work": "decode x 1", "shape": "s", "format": "q4_k_m", "ours": 20.0, "peer": 10.0, "ratio": 2.0,
                 "floor": 2.5, "percent_of_limit": 50.0, "spread": 0.01, "peer_build": "plain", "macs_per_token": 1e9,
                 "bytes_per_token": 5e8, "read_bytes_per_second": 2e10, "int8_macs_per_second": 1e11 }],
-        })
+        });
+        date_rows(&mut report);
+        report
+    }
+
+    #[test]
+    fn rows_of_an_older_report_stay_unless_measured_again() {
+        let mut older = report();
+        let mut other = older["rows"][0].clone();
+        other["work"] = json!("decode x 8");
+        older["rows"].as_array_mut().expect("rows").push(other);
+        let mut newer = report();
+        newer["date"] = json!("2026-12-01");
+        date_rows(&mut newer);
+        let mut of_both = newer.clone();
+        add_older(&mut of_both, older.clone());
+        let dates: Vec<_> = rows(&of_both).map(|row| (text(row, "work"), text(row, "date"))).collect();
+        assert_eq!(dates, [("decode x 1", "2026-12-01"), ("decode x 8", "2026-11-27")]);
+        assert!(machine(&of_both).contains("2026-11-27, 2026-12-01"));
+        older["machine"]["threads"] = json!(4);
+        add_older(&mut newer, older);
+        assert_eq!(rows(&newer).count(), 1);
     }
 
     #[test]
     fn tables_say_what_is_missed_and_pictures_are_well_formed() {
-        assert!(table(&report(), true).contains("| 2.00 | 2.50, missed |"));
+        assert!(table(&report(), true).contains("| 2.00 | 2.50, missed | 2026-11-27 |"));
         assert!(table(&report(), false).contains("| s Q4_K_M | decode x 1 | 20.0 | 10.0 | 2.00 |"));
         let svg = roofline("avx2", &report()).expect("a picture");
         assert!(svg.contains("A &lt;CPU&gt;") && svg.trim_end().ends_with("</svg>") && !svg.contains("NaN"));

@@ -20,6 +20,9 @@ use work::{ModelFile, Row, WORKS, Work};
 const USAGE: &str = "usage: cargo xtask versus-llama-cpp [--rows NAME,..] [--runs N] [--threads N] [--noisy]\n\
                      --rows: these works instead of the default set, into the same file; --noisy: go on above 10 % spread";
 
+/// llama.cpp's two ways to hold weights.
+const BUILDS: [&str; 2] = ["repacked", "plain"];
+
 /// Half the range over the median, above which a figure says little.
 const SPREAD_MAX: f64 = 0.10;
 
@@ -85,7 +88,10 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
         let files = peer.models(root, &models, &used)?;
         let rows = match &files[..] {
             [file, other] => measure_beside(&options, work, &ours, file, other)?,
-            _ => measure(&options, work, &ours, &peer, &files[0])?,
+            _ => measure(&options, work, &ours, &peer, &files[0], |rows| {
+                rows.iter().for_each(|row| report.keep(row.json()));
+                report.write(root, &ours, &peer)
+            })?,
         };
         for row in rows {
             println!("  {}", row.line());
@@ -109,11 +115,22 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Interleaved runs of both programs.
-fn measure(o: &Options, work: &Work, ours: &Deephold, peer: &LlamaCpp, file: &Path) -> Result<Vec<Row>> {
+/// Interleaved runs of both programs; `keep` is given the rows after each round, so that what is cut off is not lost.
+fn measure(
+    o: &Options,
+    work: &Work,
+    ours: &Deephold,
+    peer: &LlamaCpp,
+    file: &Path,
+    mut keep: impl FnMut(&[Row]) -> Result<()>,
+) -> Result<Vec<Row>> {
     let mut rows = work.rows(ours.isa());
-    // Of llama.cpp's two ways to hold weights, one that is slower in everything is not run again.
-    let mut builds = vec!["repacked", "plain"];
+    let mut builds = BUILDS.to_vec();
+    if let Some((chosen_by, build)) = chosen_build(work, ours, peer, file)? {
+        println!("  chosen by {chosen_by}: llama.cpp ({build})");
+        rows.iter_mut().for_each(|row| row.chosen_by = Some(chosen_by.clone()));
+        builds = vec![build];
+    }
     // A context takes minutes to fill: it is filled once, and decoded from as often as others are run.
     let (rounds, runs) = if work.depth > 0 { (1, o.runs) } else { (o.runs, 1) };
     for round in 0..rounds {
@@ -121,18 +138,36 @@ fn measure(o: &Options, work: &Work, ours: &Deephold, peer: &LlamaCpp, file: &Pa
         for build in builds.clone() {
             peer.measure(work, file, build, runs, &mut rows)?;
         }
-        if round == 0 {
+        // One that is slower in everything is not run again.
+        if let (0, &[a, b]) = (round, &builds[..]) {
             let worse =
                 |a: &str, b: &str| rows.iter().all(|r| r.is_worse(r.peer_run(a, 0), r.peer_run(b, 0)));
-            if worse("plain", "repacked") {
-                builds = vec!["repacked"];
-            } else if worse("repacked", "plain") {
-                builds = vec!["plain"];
+            if worse(b, a) {
+                builds = vec![a];
+            } else if worse(a, b) {
+                builds = vec![b];
             }
         }
         println!("  round {} of {rounds}", round + 1);
+        keep(&rows)?;
     }
     Ok(rows)
+}
+
+/// The faster of llama.cpp's builds in a long work, and the shorter work that says so: the two differ in how they multiply with
+/// weights, which does not depend on the context, and a long one takes up to an hour.
+fn chosen_build(
+    work: &Work,
+    ours: &Deephold,
+    peer: &LlamaCpp,
+    file: &Path,
+) -> Result<Option<(String, &'static str)>> {
+    let Some(shorter) = work.shorter() else { return Ok(None) };
+    let mut rows = shorter.rows(ours.isa());
+    for build in BUILDS {
+        peer.measure(&shorter, file, build, 3, &mut rows)?;
+    }
+    Ok(rows.first().map(|row| (row.work.clone(), row.best_peer().0)))
 }
 
 /// Interleaved runs of our own program with two formats of a model.
@@ -181,6 +216,14 @@ impl Report {
         self.rows.insert(key(&row), row);
     }
 
+    /// Puts a row that may still grow, unless the one of its place has more runs.
+    fn keep(&mut self, row: Value) {
+        let runs = |row: &Value| row["ours_runs"].as_array().map_or(0, Vec::len);
+        if self.rows.get(&key(&row)).is_none_or(|old| runs(old) <= runs(&row)) {
+            self.put(row);
+        }
+    }
+
     fn write(&self, root: &Path, ours: &Deephold, peer: &LlamaCpp) -> Result<()> {
         let report = json!({
             "machine": { "cpu": cpu(), "threads": ours.threads, "memory_bytes": memory() },
@@ -197,9 +240,9 @@ impl Report {
 }
 
 /// What a row is of, in the order of the works.
-type Key = (usize, [String; 3]);
+pub(crate) type Key = (usize, [String; 3]);
 
-fn key(row: &Value) -> Key {
+pub(crate) fn key(row: &Value) -> Key {
     (
         work::place(row),
         ["shape", "format", "work"].map(|name| row[name].as_str().unwrap_or_default().to_owned()),

@@ -106,6 +106,12 @@ impl Work {
         matches!(self.figures, [Start(_)])
     }
 
+    /// An eighth of a work that takes tens of minutes: enough to tell which of llama.cpp's builds is the faster one.
+    pub(super) fn shorter(&self) -> Option<Self> {
+        let long = self.prompt.max(self.depth) >= 8192;
+        long.then_some(Self { prompt: self.prompt / 8, depth: self.depth / 8, ..*self })
+    }
+
     /// Empty rows, with the floors of `isa`.
     pub(super) fn rows(&self, isa: &str) -> Vec<Row> {
         let row = |f: &Figure| {
@@ -124,6 +130,7 @@ impl Work {
                 work: name,
                 model: self.model,
                 beside: self.beside,
+                chosen_by: None,
                 isa: isa.to_owned(),
                 batch,
                 unit,
@@ -154,6 +161,8 @@ pub(super) struct Row {
     pub(super) work: String,
     model: ModelFile,
     beside: Option<ModelFile>,
+    /// The shorter work by which llama.cpp's build was chosen; none: both were run.
+    pub(super) chosen_by: Option<String>,
     isa: String,
     /// Sequences side by side; 0: a prompt.
     pub(super) batch: usize,
@@ -199,7 +208,7 @@ impl Row {
     }
 
     /// The faster way of llama.cpp: its name and runs.
-    fn best_peer(&self) -> (&'static str, &[f64]) {
+    pub(super) fn best_peer(&self) -> (&'static str, &[f64]) {
         let in_order = |a: &[f64], b: &[f64]| match self.unit {
             Unit::TokensPerSecond => median(a).total_cmp(&median(b)),
             Unit::Seconds => median(b).total_cmp(&median(a)),
@@ -290,6 +299,9 @@ impl Row {
             "floor": self.floor,
             "spread": round(self.spread()),
         });
+        if let Some(shorter) = &self.chosen_by {
+            out["peer_build_chosen_by"] = json!(shorter);
+        }
         if self.unit == Unit::Seconds {
             out["unit"] = json!("s");
             return out;
@@ -361,6 +373,16 @@ mod tests {
         let places: Vec<usize> = rows.iter().map(place).collect();
         assert_eq!(places, (0..rows.len()).collect::<Vec<_>>());
         assert_eq!(place(&json!({ "work": "another" })), rows.len());
+    }
+
+    #[test]
+    fn a_long_work_has_one_figure_by_which_a_build_is_chosen() {
+        let long: Vec<Work> = WORKS.iter().filter_map(Work::shorter).collect();
+        let rows: Vec<Row> = long.iter().flat_map(|w| w.rows("avx2")).collect();
+        let names: Vec<&str> = rows.iter().map(|r| r.work.as_str()).collect();
+        let deep = "decode x 1 after 1024";
+        assert_eq!(names, [deep, "prompt 2048", "decode x 1 after 4096", deep]);
+        assert_eq!(long.len(), rows.len());
     }
 
     #[test]
