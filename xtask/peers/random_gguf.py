@@ -26,7 +26,7 @@ moe = a.shape == V2_LITE
 arch, L, H, nq, nkv, hd, ff, V, theta = ("deepseek2", 27, 2048, 16, 1, 576, 10944, 102400, 10000.0) if moe else SHAPES[a.shape]
 L = a.layers or L
 w = GGUFWriter(a.out, arch)
-w.add_block_count(L); w.add_context_length(32768); w.add_embedding_length(H); w.add_feed_forward_length(ff); w.add_head_count(nq)
+w.add_block_count(L); w.add_context_length(131072); w.add_embedding_length(H); w.add_feed_forward_length(ff); w.add_head_count(nq)
 w.add_head_count_kv(nkv); w.add_key_length(hd); w.add_value_length(512 if moe else hd); w.add_rope_freq_base(theta); w.add_layer_norm_rms_eps(1e-6); w.add_vocab_size(V)
 w.add_rope_dimension_count(64 if moe else hd)
 if moe:

@@ -176,6 +176,11 @@ pub(crate) fn segment_name(number: u32) -> String {
     format!("audit-{number:08}.jsonl")
 }
 
+/// Where the `nth` torn end is kept that was found in place of record `seq`.
+pub(crate) fn torn_name(seq: u64, nth: u32) -> String {
+    format!("torn-{seq:08}-{nth}.bin")
+}
+
 /// The number of a segment's file name.
 pub(crate) fn segment_number(name: &str) -> Option<u32> {
     let digits = name.strip_prefix("audit-")?.strip_suffix(".jsonl")?;

@@ -26,8 +26,9 @@
 //! # Crashes
 //! `durable` is the last record that was on the disk when the line was written. After a loss of power the end of the last
 //! segment may be torn, with holes where a batch did not reach the disk whole. Such an end was never acknowledged (under
-//! [`FsyncPolicy::Always`]); it is cut off, and a record of kind `repair` keeps its length and SHA-256. A damaged record that
-//! a later one calls durable was changed afterwards: then the log is refused, by name.
+//! [`FsyncPolicy::Always`]); it is cut off, its first 64 MiB are kept in a file `torn-00000007-1.bin` (for record 7), and a
+//! record of kind `repair` holds its length, its SHA-256 and that name. A damaged record that a later one calls durable was
+//! changed afterwards: then the log is refused, by name.
 //!
 //! A segment that is deleted while it is written is written anew from the open file at the next sync, before anything is
 //! acknowledged, and a record of kind `repair` names it; where another file stands in its place, nothing more is acknowledged.

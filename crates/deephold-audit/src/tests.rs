@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use deephold_base::ManualClock;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::format::{CHECKPOINT, Header, Line, NewRecord, append_line, genesis, segment_name};
 use crate::{
@@ -323,9 +324,10 @@ fn a_torn_batch_is_repaired_and_a_later_change_is_refused() {
             let reader = Reader::new(&folder.dir());
             let note = reader.get(whole(&good) + kept + 1).unwrap().unwrap();
             assert_eq!(note.kind, "repair", "hole {from}..{to} cut {cut}");
-            assert!(
-                note.data["bytes"].as_u64().unwrap() > 0 && note.data["sha256"].as_str().unwrap().len() == 64
-            );
+            let kept = std::fs::read(folder.dir().join(note.data["kept"].as_str().unwrap())).unwrap();
+            assert!(!kept.is_empty() && torn.ends_with(&kept));
+            assert_eq!(note.data["bytes"].as_u64().unwrap(), kept.len() as u64);
+            assert_eq!(note.data["sha256"].as_str().unwrap(), hex(&Sha256::digest(&kept)));
         }
     }
     // Damage to a record that a later one calls durable is no crash.

@@ -11,12 +11,15 @@ use sha2::{Digest, Sha256};
 
 use crate::format::{
     CHECKPOINT, CHECKPOINT_EVERY_MAX, HEADER, Hash, Header, Line, MAX_HEADER, NewRecord, REPAIR, Receipt,
-    append_line, segment_name, segment_number, signed_bytes,
+    append_line, segment_name, segment_number, signed_bytes, torn_name,
 };
 use crate::lines::Lines;
 use crate::options::{FsyncPolicy, Options};
 use crate::storage::Storage;
 use crate::{AuditError, SigningKey, hex};
+
+/// The most that is kept of a torn end: a segment of the usual size.
+const KEPT_MAX: u64 = 64 << 20;
 
 /// The log's end, and how to continue it.
 pub(crate) struct Writer<S> {
@@ -46,8 +49,8 @@ pub(crate) struct Writer<S> {
 }
 
 impl<S: Storage> Writer<S> {
-    /// Opens or begins the log. What a crash left behind of records that were never acknowledged is cut off, and a record
-    /// tells of it.
+    /// Opens or begins the log. What a crash left behind of records that were never acknowledged is cut off and kept apart,
+    /// and a record tells of it.
     pub(crate) fn open(
         mut storage: S,
         key: SigningKey,
@@ -72,6 +75,10 @@ impl<S: Storage> Writer<S> {
             storage.create(&name).map_err(|e| AuditError::named("make", &name, e))?;
         }
         let scan = Scan::of(&storage, &name, before)?;
+        let kept = match &scan.torn {
+            Some(_) => Some(keep_torn(&mut storage, &names, &name, &scan)?),
+            None => None,
+        };
         let now = clock.now();
         let mut writer = Self {
             storage,
@@ -93,8 +100,9 @@ impl<S: Storage> Writer<S> {
         writer.repair()?;
         // What is read may lie in the system's memory alone.
         writer.sync()?;
-        if let Some(torn) = scan.torn {
-            let data = format!("{{\"bytes\":{},\"sha256\":\"{}\"}}", torn.bytes, hex(&torn.sha256));
+        if let (Some(torn), Some(kept)) = (scan.torn, kept) {
+            let (bytes, sha256) = (torn.bytes, hex(&torn.sha256));
+            let data = format!("{{\"bytes\":{bytes},\"sha256\":\"{sha256}\",\"kept\":\"{kept}\"}}");
             writer.write(&[(REPAIR, &data)])?;
         }
         Ok(writer)
@@ -227,12 +235,7 @@ impl<S: Storage> Writer<S> {
     fn sync_file(&mut self, length: u64) -> Result<(), AuditError> {
         let name = segment_name(self.segment);
         if self.suspect {
-            let mut bytes = Vec::new();
-            let read = self.storage.read(&name).and_then(|mut file| {
-                std::io::copy(&mut (&mut file).take(self.durable_length), &mut std::io::sink())?;
-                file.take(length - self.durable_length).read_to_end(&mut bytes)
-            });
-            read.map_err(|e| AuditError::named("read", &name, e))?;
+            let bytes = read_part(&self.storage, &name, self.durable_length, length - self.durable_length)?;
             let written = self.storage.overwrite(&name, self.durable_length, &bytes);
             let written = written.and_then(|()| self.storage.truncate(&name, length));
             written.map_err(|e| AuditError::named("write", &name, e))?;
@@ -382,6 +385,35 @@ impl Scan {
         scan.torn = torn.map(|(bytes, hasher)| Torn { bytes, sha256: hasher.finalize().into() });
         Ok(scan)
     }
+}
+
+/// Copies what lies behind the last whole record into a file of its own, and names it.
+fn keep_torn(
+    storage: &mut impl Storage,
+    names: &[String],
+    segment: &str,
+    scan: &Scan,
+) -> Result<String, AuditError> {
+    // A crash during the repair may leave another end behind the same record.
+    let mut nth = 1;
+    while names.contains(&torn_name(scan.head.seq + 1, nth)) {
+        nth += 1;
+    }
+    let kept = torn_name(scan.head.seq + 1, nth);
+    let bytes = read_part(storage, segment, scan.length, KEPT_MAX)?;
+    storage.write_whole(&kept, &bytes).map_err(|e| AuditError::named("write", &kept, e))?;
+    Ok(kept)
+}
+
+/// Up to `length` bytes of a file.
+fn read_part(storage: &impl Storage, name: &str, from: u64, length: u64) -> Result<Vec<u8>, AuditError> {
+    let mut bytes = Vec::new();
+    let read = storage.read(name).and_then(|mut file| {
+        std::io::copy(&mut (&mut file).take(from), &mut std::io::sink())?;
+        file.take(length).read_to_end(&mut bytes)
+    });
+    read.map_err(|e| AuditError::named("read", name, e))?;
+    Ok(bytes)
 }
 
 /// The last record of a segment that is not the last one.

@@ -59,8 +59,10 @@ pub(crate) fn guide_sha256(guide: &Value) -> String {
 }
 
 pub(crate) fn params(p: &SamplingParams, stops: &[String]) -> Value {
+    // Where nothing but the context limits an answer; most readers of JSON would round the number.
+    let max_tokens = (p.max_tokens < usize::MAX).then_some(p.max_tokens);
     json!({
-        "n": p.n, "seed": p.seed, "max_tokens": p.max_tokens, "min_tokens": p.min_tokens,
+        "n": p.n, "seed": p.seed, "max_tokens": max_tokens, "min_tokens": p.min_tokens,
         "temperature": p.temperature, "top_p": p.top_p, "top_k": p.top_k, "min_p": p.min_p,
         "repetition_penalty": p.repetition_penalty, "presence_penalty": p.presence_penalty,
         "frequency_penalty": p.frequency_penalty, "logit_bias": p.logit_bias, "stop": stops,
@@ -76,6 +78,7 @@ fn head(request_id: &str, endpoint: &str, who: &Principal, model: &str, facts: &
         "endpoint": endpoint,
         "key": who.key_id,
         "tenant": &*who.tenant,
+        "project": who.project,
         "owner": who.owner,
         "model": model,
         "facts": facts,

@@ -222,7 +222,7 @@ fn params(value: &Value) -> Option<SamplingParams> {
         _ => None,
     };
     Some(SamplingParams {
-        max_tokens: count("max_tokens")?,
+        max_tokens: field("max_tokens").map_or(Some(usize::MAX), |_| count("max_tokens"))?,
         min_tokens: count("min_tokens")?,
         temperature: number("temperature")?,
         top_k: count("top_k")?,
@@ -274,12 +274,23 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_only_the_context_limits_has_no_number() {
+        let written = crate::record::params(
+            &SamplingParams { max_tokens: usize::MAX, ..SamplingParams::default() },
+            &[],
+        );
+        assert_eq!(written["max_tokens"], Value::Null);
+        assert_eq!(params(&written).expect("parameters").max_tokens, usize::MAX);
+    }
+
+    #[test]
     fn what_is_no_record_is_refused() {
         for (path, value) in [
             ("/answers/0/ids/1", json!(8)),
             ("/answers/0/tokens", json!(-3)),
             ("/prompts/0/ids_sha256", json!("")),
             ("/params/n", json!(2)),
+            ("/params/max_tokens", json!(-1)),
             ("/params/logit_bias", json!([[3]])),
             ("/facts", json!(3)),
             ("/model", json!(1)),

@@ -106,12 +106,13 @@ fn write_lines(mut out: impl Write, reader: &Reader, filter: &Filter) -> Result<
 }
 
 /// What a table shows of a record: names of columns, and where their values stand in its data.
-const COLUMNS: [(&str, &str); 12] = [
+const COLUMNS: [(&str, &str); 13] = [
     ("event", "/event"),
     ("request_id", "/request_id"),
     ("endpoint", "/endpoint"),
     ("key", "/key"),
     ("tenant", "/tenant"),
+    ("project", "/project"),
     ("owner", "/owner"),
     ("model", "/model"),
     ("digest", "/facts/digest"),

@@ -9,7 +9,7 @@ use deephold_server::admin::{AdminAnswer, AdminRequest};
 use deephold_state::ApiKey;
 use serde_json::{Value, json};
 
-use super::{another_question, ask, now_ms, print_json};
+use super::{another_question, ask, limit_words, now_ms, print_json};
 use crate::cli::KeyCommand;
 use crate::console::{note, out, plain};
 use crate::fail::invalid;
@@ -49,11 +49,12 @@ pub(crate) fn run(command: &KeyCommand) -> Result<ExitCode> {
         AdminAnswer::Issued { key, secret } => {
             out!("{secret}")?;
             note!(
-                "{} for {} ({}), tenant {}; the line above is shown this once",
+                "{} for {} ({}), tenant {}, project {}; the line above is shown this once",
                 key.id,
                 plain(&key.owner),
                 key.role.name(),
-                plain(&key.tenant)
+                plain(&key.tenant),
+                plain(&key.project)
             );
             Ok(ExitCode::SUCCESS)
         }
@@ -79,13 +80,15 @@ fn print(key: &ApiKey) -> Result<()> {
     };
     let models = if key.models.is_empty() { "all models".to_owned() } else { key.models.join(", ") };
     Ok(out!(
-        "{}  {:8}  {}  {}  {}  since {}  {}",
+        "{}  {:8}  {}  {}/{}  {}  since {}  {}  {}",
         key.id,
         key.role.name(),
         plain(&key.owner),
         plain(&key.tenant),
+        plain(&key.project),
         plain(&models),
         day(key.created_ms),
-        state
+        state,
+        limit_words(&key.limits)
     )?)
 }

@@ -24,7 +24,8 @@ pub(crate) mod verify;
 use anyhow::Result;
 use deephold_base::{Clock, ErrorCode, SystemClock};
 use deephold_server::admin::{self, AdminAnswer, AdminRequest};
-use serde_json::Value;
+use deephold_state::Limits;
+use serde_json::{Value, json};
 
 use crate::cli::StateArgs;
 use crate::config as settings;
@@ -76,4 +77,19 @@ fn print_table(rows: &[(&str, String)]) -> Result<()> {
         out!("{name:width$}  {}", plain(value))?;
     }
     Ok(())
+}
+
+/// Limits as people say them.
+fn limit_words(limits: &Limits) -> String {
+    let Value::Object(map) = json!(limits) else { return String::new() };
+    let one = |(name, value): (&String, &Value)| {
+        let number = value.as_u64().unwrap_or_default();
+        match name.as_str() {
+            "nanos_per_month" => format!("cost per month {:.2}", number as f64 / 1e9),
+            "queue_ms" => format!("queue time {} s", number as f64 / 1e3),
+            other => format!("{} {number}", other.replace('_', " ")),
+        }
+    };
+    let all: Vec<String> = map.iter().map(one).collect();
+    if all.is_empty() { "no limits".to_owned() } else { all.join(", ") }
 }

@@ -4,10 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use deephold_server::admin::{AdminAnswer, AdminRequest};
-use deephold_state::Limits;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{another_question, ask, print_json};
+use super::{another_question, ask, limit_words, print_json};
 use crate::cli::{TenantCommand, TenantSetArgs};
 use crate::console::{out, plain};
 use crate::fail::invalid;
@@ -21,9 +20,14 @@ pub(crate) fn run(command: &TenantCommand) -> Result<ExitCode> {
             }
             AdminAnswer::Tenants { tenants, projects } => {
                 for tenant in &tenants {
-                    out!("{}  weight {}  {}", plain(&tenant.name), tenant.weight, words(&tenant.limits))?;
+                    out!(
+                        "{}  weight {}  {}",
+                        plain(&tenant.name),
+                        tenant.weight,
+                        limit_words(&tenant.limits)
+                    )?;
                     for project in projects.iter().filter(|p| p.tenant == tenant.name) {
-                        out!("  project {}  {}", plain(&project.name), words(&project.limits))?;
+                        out!("  project {}  {}", plain(&project.name), limit_words(&project.limits))?;
                     }
                 }
                 Ok(ExitCode::SUCCESS)
@@ -49,19 +53,4 @@ fn set(args: &TenantSetArgs) -> Result<ExitCode> {
         _ => return Err(another_question()),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Limits as people say them.
-fn words(limits: &Limits) -> String {
-    let Value::Object(map) = json!(limits) else { return String::new() };
-    let one = |(name, value): (&String, &Value)| {
-        let number = value.as_u64().unwrap_or_default();
-        match name.as_str() {
-            "nanos_per_month" => format!("cost per month {:.2}", number as f64 / 1e9),
-            "queue_ms" => format!("queue time {} s", number as f64 / 1e3),
-            other => format!("{} {number}", other.replace('_', " ")),
-        }
-    };
-    let all: Vec<String> = map.iter().map(one).collect();
-    if all.is_empty() { "no limits".to_owned() } else { all.join(", ") }
 }

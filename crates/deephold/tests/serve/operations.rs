@@ -278,7 +278,21 @@ fn records_go_to_those_who_audit() {
     let state = dir.join("state");
     let service = Service::start(&state, &[]);
     let formula = "=HYPERLINK(\"http://x\")";
-    let key = json(&["key", "create", "--owner", formula, "--json", "--state", text(&state)]);
+    let create = [
+        "key",
+        "create",
+        "--owner",
+        formula,
+        "--tenant",
+        "payments",
+        "--project",
+        "risk",
+        "--concurrent",
+        "8",
+    ];
+    let key = json(&[&create[..], &["--json", "--state", text(&state)]].concat());
+    let list = deephold(&["key", "list", "--state", text(&state)]).out;
+    assert!(list.contains("  payments/risk  ") && list.contains("  concurrent 8\n"), "{list}");
     let body = object!({ "model": "guide", "prompt": "secret words", "max_tokens": 2 }).to_string();
     for _ in 0..3 {
         let secret = key["secret"].as_str().expect("a secret");
@@ -298,6 +312,7 @@ fn records_go_to_those_who_audit() {
         .filter(|row: &Vec<&str>| row[at("kind")] == "request")
         .collect();
     assert_eq!(requests.len(), 3);
+    assert!(requests.iter().all(|r| (r[at("tenant")], r[at("project")]) == ("payments", "risk")));
     assert!(requests.iter().all(|r| r[at("completion_tokens")] == "2" && r[at("outcome")] == "completed"));
     assert!(!csv.contains("secret words"), "a table has no prompts");
     assert!(requests[0][at("owner")].starts_with("\"'=HYPER"), "a formula is no formula any more: {csv}");
