@@ -78,9 +78,9 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     let ours = Deephold::build(root, options.threads)?;
     let peer = LlamaCpp::find(root, options.threads)?;
     let models = models_folder(root)?;
-    let path =
-        root.join("docs/benchmarks").join(format!("{}-{}-versus-llama-cpp.json", today()?, cpu_slug()));
-    let mut report = Report::open(&path)?;
+    let date = today()?;
+    let path = root.join("docs/benchmarks").join(format!("{date}-{}-versus-llama-cpp.json", cpu_slug()));
+    let mut report = Report::open(&path, date)?;
     let mut noisy = Vec::new();
     for work in &options.works {
         println!("{}: {} {}", work.name, work.model.shape, work.model.format);
@@ -135,6 +135,8 @@ fn measure(
     let (rounds, runs) = if work.depth > 0 { (1, o.runs) } else { (o.runs, 1) };
     for round in 0..rounds {
         ours.measure(work, file, runs, &mut rows)?;
+        // Told at once: the other program may take an hour, and be cut off.
+        rows.iter().for_each(|row| println!("  {}: deephold {:.2?}", row.work, row.ours));
         for build in builds.clone() {
             peer.measure(work, file, build, runs, &mut rows)?;
         }
@@ -197,11 +199,13 @@ fn models_folder(root: &Path) -> Result<PathBuf> {
 /// The JSON file: what other works measured stays in it.
 struct Report {
     path: PathBuf,
+    /// When the command began: a long one may end on another day.
+    date: String,
     rows: BTreeMap<Key, Value>,
 }
 
 impl Report {
-    fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path, date: String) -> Result<Self> {
         let mut rows = BTreeMap::new();
         if let Ok(text) = std::fs::read_to_string(path) {
             let old: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
@@ -209,7 +213,7 @@ impl Report {
                 rows.insert(key(row), row.clone());
             }
         }
-        Ok(Self { path: path.to_path_buf(), rows })
+        Ok(Self { path: path.to_path_buf(), date, rows })
     }
 
     fn put(&mut self, row: Value) {
@@ -228,7 +232,7 @@ impl Report {
         let report = json!({
             "machine": { "cpu": cpu(), "threads": ours.threads, "memory_bytes": memory() },
             "isa": ours.isa(),
-            "date": today()?,
+            "date": self.date,
             "commit": output(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(root))?,
             "peer": peer.json(),
             "rows": self.rows.values().collect::<Vec<_>>(),
