@@ -39,6 +39,8 @@ pub struct Filter {
     pub kind: Option<String>,
     /// Of this tenant: `data.tenant`.
     pub tenant: Option<String>,
+    /// Of this project: `data.project`.
+    pub project: Option<String>,
     /// At this time or later: RFC 3339 in UTC, or the beginning of it, as a date is.
     pub since: Option<String>,
     /// Before this time.
@@ -49,13 +51,14 @@ pub struct Filter {
 
 impl Filter {
     fn takes(&self, record: &Record, line: &str) -> bool {
+        let of = |name, wanted: &Option<String>| {
+            wanted.as_ref().is_none_or(|w| record.data.get(name).and_then(Value::as_str) == Some(w))
+        };
         self.from_seq.is_none_or(|s| record.seq >= s)
             && self.before_seq.is_none_or(|s| record.seq < s)
             && self.kind.as_ref().is_none_or(|k| record.kind == *k)
-            && self
-                .tenant
-                .as_ref()
-                .is_none_or(|t| record.data.get("tenant").and_then(Value::as_str) == Some(t))
+            && of("tenant", &self.tenant)
+            && of("project", &self.project)
             // Times are written alike, so that their order is that of their texts.
             && self.since.as_ref().is_none_or(|t| record.time.as_str() >= t.as_str())
             && self.until.as_ref().is_none_or(|t| record.time.as_str() < t.as_str())

@@ -75,10 +75,7 @@ impl<S: Storage> Writer<S> {
             storage.create(&name).map_err(|e| AuditError::named("make", &name, e))?;
         }
         let scan = Scan::of(&storage, &name, before)?;
-        let kept = match &scan.torn {
-            Some(_) => Some(keep_torn(&mut storage, &names, &name, &scan)?),
-            None => None,
-        };
+        let kept = scan.torn.is_some().then(|| keep_torn(&mut storage, &names, &name, &scan)).transpose()?;
         let now = clock.now();
         let mut writer = Self {
             storage,

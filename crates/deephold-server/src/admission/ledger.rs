@@ -56,6 +56,12 @@ impl Period {
         }
     }
 
+    /// Whether a window's counts hold at this time: those of the window of this time and of the next one, which a clock that was set
+    /// back since had begun. One that began later still is of a clock that was wrong, and would hold for as long as that was.
+    fn holds(self, window: Window, now_ms: i64) -> bool {
+        (self.start_ms(now_ms)..=self.end_ms(now_ms)).contains(&window.start_ms)
+    }
+
     fn of(self, spending: &Spending) -> Window {
         match self {
             Self::Minute => spending.minute,
@@ -161,10 +167,8 @@ impl Account {
 
     /// What was used in the window of this time, and what is held.
     fn taken(&self, period: Period, now_ms: i64) -> Amount {
-        let start = period.start_ms(now_ms);
         let all = std::iter::once(&self.own).chain(self.others.values().map(|(_, s)| s));
-        // A window that began later than now is of a clock that was set back since: it counts until it is over.
-        let spent = all.map(|s| period.of(s)).filter(|w| w.start_ms >= start).map(|w| w.spent);
+        let spent = all.map(|s| period.of(s)).filter(|w| period.holds(*w, now_ms)).map(|w| w.spent);
         spent.fold(self.held(now_ms), Amount::plus)
     }
 }
@@ -312,9 +316,8 @@ impl Ledger {
                 (Period::Month, &mut spending.month),
             ];
             for (period, window) in windows {
-                let start_ms = period.start_ms(now_ms);
-                if window.start_ms < start_ms {
-                    *window = Window { start_ms, spent: Amount::default() };
+                if !period.holds(*window, now_ms) {
+                    *window = Window { start_ms: period.start_ms(now_ms), spent: Amount::default() };
                 }
                 window.spent = window.spent.plus(amount);
             }
@@ -437,6 +440,25 @@ mod tests {
         assert!(ledger.take_changes(LATE_MS).is_empty());
         ledger.put_back(&changes);
         assert_eq!(ledger.take_changes(LATE_MS).rows.len(), 2);
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_by_a_year_does_not_hold_limits_for_one() {
+        let limits = Limits {
+            tokens_per_minute: Some(100),
+            tokens_per_day: Some(100),
+            tokens_per_month: Some(100),
+            ..Limits::default()
+        };
+        let mut ledger = Ledger::default();
+        let bounds = [bound("a", limits)];
+        let subjects = [bounds[0].subject.clone()];
+        let left = |ledger: &Ledger, now| ledger.tightest(&bounds, Unit::Tokens, now).map(|l| l.left);
+        ledger.settle(&subjects, Amount::default(), &used(90), LATE_MS + 365 * DAY_MS);
+        assert_eq!(left(&ledger, LATE_MS + 365 * DAY_MS), Some(10));
+        assert_eq!(left(&ledger, LATE_MS), Some(100));
+        ledger.settle(&subjects, Amount::default(), &used(20), LATE_MS);
+        assert_eq!(left(&ledger, LATE_MS), Some(80));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use deephold_audit::{Filter, Reader, Receipt, read_public_key, unhex};
 use serde_json::Value;
 
-use super::{print_json, print_table};
+use super::{counted, print_json, print_table};
 use crate::cli::{AuditExportArgs, AuditShowArgs, AuditVerifyArgs, ExportFormat, RecordArgs};
 use crate::console::{note, plain};
 use crate::fail::bad_argument;
@@ -57,6 +57,7 @@ fn reader(args: &RecordArgs) -> Result<(Reader, Filter)> {
     let filter = Filter {
         kind: args.kind.clone(),
         tenant: args.tenant.clone(),
+        project: args.project.clone(),
         since: args.since.clone(),
         until: args.until.clone(),
         ..Filter::default()
@@ -87,7 +88,7 @@ pub(crate) fn export(args: &AuditExportArgs) -> Result<ExitCode> {
         ExportFormat::Csv => write_table(out, &reader, &filter)?,
     };
     if let Some(path) = &args.output {
-        note!("{count} records in {}", plain(&path.display().to_string()));
+        note!("{} in {}", counted(count, "record"), plain(&path.display().to_string()));
     }
     Ok(ExitCode::SUCCESS)
 }

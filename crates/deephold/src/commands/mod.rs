@@ -79,6 +79,11 @@ fn print_table(rows: &[(&str, String)]) -> Result<()> {
     Ok(())
 }
 
+/// `1 key`, `2 keys`.
+fn counted(number: u64, one: &str) -> String {
+    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Limits as people say them.
 fn limit_words(limits: &Limits) -> String {
     let Value::Object(map) = json!(limits) else { return String::new() };

@@ -11,7 +11,7 @@ use deephold_server::admin::{AdminAnswer, AdminRequest};
 use deephold_state::{Archive, Contents, Record, read_backup};
 use serde_json::json;
 
-use super::{another_question, ask, needs_state, print_json};
+use super::{another_question, ask, counted, needs_state, print_json};
 use crate::cli::StateCommand;
 use crate::config;
 use crate::console::{note, out, plain};
@@ -88,7 +88,8 @@ fn report(name: &str, words: &str, contents: Contents, json: bool) -> Result<Exi
         print_json(&json!({ name: contents }))?;
     } else {
         let Contents { tenants, projects, keys, usage_rows, .. } = contents;
-        out!("{words}: {tenants} tenants, {projects} projects, {keys} keys, {usage_rows} rows of usage")?;
+        let of_each = [(tenants, "tenant"), (projects, "project"), (keys, "key"), (usage_rows, "row")];
+        out!("{words}: {} of usage", of_each.map(|(number, one)| counted(number, one)).join(", "))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -326,6 +326,8 @@ fn records_go_to_those_who_audit() {
     let lines = |more: &[&str]| deephold(&[&["audit", "export", "--log", text(&copy)], more].concat()).out;
     assert_eq!(lines(&[]), std::fs::read_to_string(copy.join("audit-00000001.jsonl")).expect("the log"));
     assert_eq!(lines(&["--kind", "request"]).lines().count(), 3);
+    assert_eq!(lines(&["--kind", "request", "--project", "risk"]).lines().count(), 3);
+    assert_eq!(lines(&["--kind", "request", "--project", "fraud"]), "");
     let day = &requests[0][at("time")][..10];
     assert_eq!(lines(&["--since", day, "--kind", "request"]).lines().count(), 3);
     assert_eq!(lines(&["--until", day]), "");
