@@ -233,7 +233,7 @@ impl Report {
             "machine": { "cpu": cpu(), "threads": ours.threads, "memory_bytes": memory() },
             "isa": ours.isa(),
             "date": self.date,
-            "commit": output(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(root))?,
+            "commit": ours.commit,
             "peer": peer.json(),
             "rows": self.rows.values().collect::<Vec<_>>(),
         });

@@ -17,11 +17,14 @@ const PACKAGES: [&str; 3] = ["llama-cpp-python==0.3.36", "gguf", "numpy"];
 pub(super) struct Deephold {
     path: PathBuf,
     pub(super) threads: usize,
+    /// What it was built from; a long comparison may outlast the next commit.
+    pub(super) commit: String,
     isa: String,
 }
 
 impl Deephold {
     pub(super) fn build(root: &Path, threads: usize) -> Result<Self> {
+        let commit = output(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(root))?;
         let status = Command::new("cargo")
             .args(["build", "--release", "--locked", "--package", "deephold"])
             .current_dir(root)
@@ -34,7 +37,7 @@ impl Deephold {
         let path = target.join("release/deephold");
         let doctor: Value = serde_json::from_str(&output(Command::new(&path).args(["doctor", "--json"]))?)?;
         let isa = doctor["isa"].as_str().context("doctor names no instruction set")?.to_owned();
-        Ok(Self { path, threads, isa })
+        Ok(Self { path, threads, commit, isa })
     }
 
     pub(super) fn isa(&self) -> &str {
