@@ -1,7 +1,7 @@
 //! Products with weight matrices in every format, beside the ceilings of the machine.
 //!
 //! `cargo bench -p deephold-kernels [-- --quick] [--threads N] [--isa NAME] [--rows N] [--columns K] [--matrices N]
-//! [--format NAME]`. The shape is a feed-forward matrix of a 1.5B model; several matrices are multiplied one after the other,
+//! [--format NAME] [--tokens T,..]`. The shape is a feed-forward matrix of a 1.5B model; several matrices are multiplied one after the other,
 //! as layers are. Best of several rounds: other programs can only make a round slower.
 //!
 //! `--step` measures the products of decoding one token with a whole model of 0.6B instead, where matrices are small and none is
@@ -43,7 +43,10 @@ fn main() {
         formats.for_each(|dtype| step(&Ops::new(isa, Arc::clone(&pool)), dtype, quick));
         return;
     }
-    println!("{:8} {:>14} {:>22} {:>22} {:>22}", "", "pack", "T=1", "T=8", "T=512");
+    let tokens = value("--tokens").unwrap_or_else(|| "1,8,512".to_owned());
+    let tokens: Vec<usize> = tokens.split(',').filter_map(|t| t.parse().ok()).collect();
+    let heads: String = tokens.iter().map(|t| format!(" {:>22}", format!("T={t}"))).collect();
+    println!("{:8} {:>14}{heads}", "", "pack");
     for dtype in formats {
         let bytes = stored(dtype, n, k);
         let start = Instant::now();
@@ -53,9 +56,9 @@ fn main() {
         let ops = Ops::new(isa, Arc::clone(&pool));
         let compute =
             if ws[0].is_integer() { limits.int8_macs_per_second } else { limits.f32_flops_per_second / 2.0 };
-        let cells: Vec<String> = [1, 8, 512]
-            .into_iter()
-            .map(|t| {
+        let cells: String = tokens
+            .iter()
+            .map(|&t| {
                 let seconds = best(&ops, &ws, t, quick);
                 let read = ws.iter().map(|w| w.bytes() as f64).sum::<f64>();
                 let macs = (n * k * t * matrices) as f64;
@@ -65,11 +68,11 @@ fn main() {
                 } else {
                     format!("{:.1} GMAC/s", macs / seconds / 1e9)
                 };
-                format!("{figure} {:3.0}%", 100.0 * limit / seconds)
+                format!(" {:>22}", format!("{figure} {:3.0}%", 100.0 * limit / seconds))
             })
             .collect();
         let pack = format!("{pack:.2} GB/s");
-        println!("{:8} {pack:>14} {:>22} {:>22} {:>22}", dtype.name(), cells[0], cells[1], cells[2]);
+        println!("{:8} {pack:>14}{cells}", dtype.name());
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) unsafe fn tile(
 
 /// Four bytes in every lane.
 #[inline(always)]
-unsafe fn quad<E>(p: *const E) -> __m256i {
+pub(super) unsafe fn quad<E>(p: *const E) -> __m256i {
     // SAFETY: the caller points at 4 readable bytes; AVX2 is the kernels' own promise.
     unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
 }
@@ -77,21 +77,21 @@ unsafe fn quad<E>(p: *const E) -> __m256i {
 /// broadcasts of many lines before their use, far more than there are registers, and puts them all on the stack.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn finished(mut sum: __m256i) -> __m256i {
+pub(super) fn finished(mut sum: __m256i) -> __m256i {
     // SAFETY: nothing is executed.
     unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) sum, options(nostack, preserves_flags)) };
     sum
 }
 
 #[inline(always)]
-unsafe fn load(p: *const u8) -> __m256i {
+pub(super) unsafe fn load(p: *const u8) -> __m256i {
     // SAFETY: the caller points at 32 readable bytes.
     unsafe { _mm256_loadu_si256(p.cast()) }
 }
 
 /// Eight f16.
 #[inline(always)]
-unsafe fn halves(p: *const u8) -> __m256 {
+pub(super) unsafe fn halves(p: *const u8) -> __m256 {
     // SAFETY: the caller points at 16 readable bytes.
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
 }
@@ -104,13 +104,13 @@ unsafe fn ask_for(p: *const u8, ahead: usize) {
 
 /// acc + f32(sum) * (dx * d)
 #[inline(always)]
-unsafe fn add_scaled(acc: __m256, dx: f32, d: __m256, sum: __m256i) -> __m256 {
+pub(super) unsafe fn add_scaled(acc: __m256, dx: f32, d: __m256, sum: __m256i) -> __m256 {
     // SAFETY: arithmetic on registers only.
     unsafe { _mm256_fmadd_ps(_mm256_mul_ps(_mm256_set1_ps(dx), d), _mm256_cvtepi32_ps(sum), acc) }
 }
 
 #[inline(always)]
-unsafe fn store<const T: usize>(acc: [[__m256; 2]; T], y: &mut [[f32; PANEL]]) {
+pub(super) unsafe fn store<const T: usize>(acc: [[__m256; 2]; T], y: &mut [[f32; PANEL]]) {
     for (acc, y) in acc.iter().zip(y) {
         // SAFETY: a row of `y` is 16 f32.
         unsafe {
@@ -122,14 +122,14 @@ unsafe fn store<const T: usize>(acc: [[__m256; 2]; T], y: &mut [[f32; PANEL]]) {
 
 /// Per tile row: pointer to the row's part of an array with `per_row` elements a row.
 #[inline(always)]
-fn row_ptrs<const T: usize, E>(array: &[E], per_row: usize, rows: &[usize]) -> [*const E; T] {
+pub(super) fn row_ptrs<const T: usize, E>(array: &[E], per_row: usize, rows: &[usize]) -> [*const E; T] {
     std::array::from_fn(|t| array[rows[t] * per_row..][..per_row].as_ptr())
 }
 
 /// Adds the products of `H` half lines with four activations each to sums of 16 bits.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_products<const H: usize>(part: &mut [__m256i; H], codes: &[__m256i; H], x: __m256i) {
+pub(super) fn add_products<const H: usize>(part: &mut [__m256i; H], codes: &[__m256i; H], x: __m256i) {
     for (part, codes) in part.iter_mut().zip(codes) {
         *part = _mm256_add_epi16(*part, _mm256_maddubs_epi16(*codes, x));
     }
@@ -235,7 +235,7 @@ unsafe fn k4<const T: usize, const H: usize>(
 /// Three half lines of six bits and two: four of six bits.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn six_bits(lines: [__m256i; 3]) -> [__m256i; 4] {
+pub(super) fn six_bits(lines: [__m256i; 3]) -> [__m256i; 4] {
     let low = _mm256_set1_epi8(63);
     let [a, b, c] = lines.map(|line| _mm256_andnot_si256(low, line));
     let bc = _mm256_or_si256(_mm256_srli_epi16::<2>(c), b);

@@ -21,6 +21,8 @@ mod act;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_many;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
@@ -127,6 +129,36 @@ pub(crate) enum InputRows<'a> {
     List(&'a [u32]),
 }
 
+impl InputRows<'_> {
+    /// The rows of the activations that `count` rows from `first` on are, and zeros.
+    fn from(self, first: usize, count: usize, act: &QuantizedActivations) -> [usize; 8] {
+        let mut at = [0; 8];
+        for (j, row) in at[..count].iter_mut().enumerate() {
+            *row = match self {
+                InputRows::All => first + j,
+                InputRows::List(list) => list[first + j] as usize,
+            };
+            assert!(*row < act.rows, "row outside the activations");
+        }
+        at
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+thread_local! {
+    /// Blocks that are taken apart, kept for the next product.
+    static UNPACKED: std::cell::RefCell<Vec<avx2_many::Unpacked>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Copies a row's part of a panel, which mostly is whole: then the compiler knows its length.
+#[cfg(target_arch = "x86_64")]
+fn copy(to: &mut [f32], from: &[f32]) {
+    match (to.first_chunk_mut::<PANEL>(), from.first_chunk::<PANEL>()) {
+        (Some(to), Some(from)) => *to = *from,
+        _ => to.copy_from_slice(from),
+    }
+}
+
 impl QuantMatrix {
     /// Packs row-major blocks as stored, panel by panel in parallel.
     ///
@@ -186,6 +218,10 @@ impl QuantMatrix {
             InputRows::All => act.rows,
             InputRows::List(list) => list.len(),
         };
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx2 && self.k > 0 && avx2_many::takes(self.layout, count) {
+            return self.gemm_unpacked(act, rows, count, panels, window);
+        }
         let panel_bytes = self.k / self.layout.block_len() * self.layout.block_bytes();
         // Each tile writes its part whole.
         let mut y = [[0f32; PANEL]; 8];
@@ -202,14 +238,7 @@ impl QuantMatrix {
                     2 | 3 => 2,
                     _ => 1,
                 };
-                let mut at = [0usize; 8];
-                for (j, row) in at[..tile].iter_mut().enumerate() {
-                    *row = match rows {
-                        InputRows::All => i + j,
-                        InputRows::List(list) => list[i + j] as usize,
-                    };
-                    assert!(*row < act.rows, "row outside the activations");
-                }
+                let at = rows.from(i, tile, act);
                 // With one row AVX-512 is as fast as memory without being told (docs/lab.md, 2026-11-27).
                 let fetch = i == 0 && (isa != Isa::Avx512 || tile == 8);
                 self.tile(isa, bytes, act, &at[..tile], &mut y[..tile], fetch);
@@ -220,6 +249,50 @@ impl QuantMatrix {
                 i += tile;
             }
         }
+    }
+
+    /// As [`Self::gemm`] with AVX2, for many rows.
+    #[cfg(target_arch = "x86_64")]
+    fn gemm_unpacked(
+        &self,
+        act: &QuantizedActivations,
+        rows: InputRows<'_>,
+        count: usize,
+        panels: Range<usize>,
+        window: Window,
+    ) {
+        let block_bytes = self.layout.block_bytes();
+        let blocks = self.k / self.layout.block_len();
+        let at_once = blocks.div_ceil(blocks.div_ceil(avx2_many::BLOCKS_MAX).max(1));
+        let mut y = [[0f32; PANEL]; avx2_many::ROWS];
+        UNPACKED.with_borrow_mut(|unpacked| {
+            unpacked.resize(unpacked.len().max(at_once), avx2_many::Unpacked::ZERO);
+            for panel in panels {
+                let width = PANEL.min(self.n - panel * PANEL);
+                for first in (0..blocks).step_by(at_once) {
+                    let unpacked = &mut unpacked[..at_once.min(blocks - first)];
+                    let bytes =
+                        &self.data[(panel * blocks + first) * block_bytes..][..unpacked.len() * block_bytes];
+                    // SAFETY: `Ops` takes only an available set; the layout and the sizes are these blocks'.
+                    unsafe { avx2_many::unpack(self.layout, bytes, unpacked) };
+                    let tiles = count.div_ceil(avx2_many::ROWS);
+                    for tile in 0..tiles {
+                        avx2_many::ask_for_next(bytes, tile, tiles);
+                        let i = tile * avx2_many::ROWS;
+                        let y = &mut y[..avx2_many::ROWS.min(count - i)];
+                        let at = rows.from(i, y.len(), act);
+                        // SAFETY: each output element belongs to one panel and row, and panels to one task.
+                        let out = |j| unsafe { window.slice(i + j, panel * PANEL, width) };
+                        if first > 0 {
+                            y.iter_mut().enumerate().for_each(|(j, y)| copy(&mut y[..width], out(j)));
+                        }
+                        // SAFETY: as above, and the rows were checked.
+                        unsafe { avx2_many::tile(self.layout, unpacked, first, act, &at[..y.len()], y) };
+                        y.iter().enumerate().for_each(|(j, y)| copy(out(j), &y[..width]));
+                    }
+                }
+            }
+        });
     }
 
     fn tile(

@@ -82,16 +82,30 @@ fn every_set_shape_and_split_gives_the_same_bits() {
     for dtype in FORMATS {
         for (n, k, seed) in [(1, 256, 1), (37, 768, 2), (64, 512, 3)] {
             let m = QuantMatrix::pack(&pools[1], dtype, n, k, &random_blocks(dtype, n * k, seed)).unwrap();
-            let mut x = noise(seed + 7, 17 * k);
+            let mut x = noise(seed + 7, 50 * k);
             x[k..2 * k].fill(-1.0); // every code -127
             x[2 * k..3 * k].fill(1.0);
-            let expected = bits(&product(&m, Isa::Scalar, &pools[0], &x, 17, 1));
+            let expected = bits(&product(&m, Isa::Scalar, &pools[0], &x, 50, 1));
             for isa in available() {
-                for rows in (1..=9).chain([12, 15, 17]) {
+                for rows in (1..=9).chain([12, 17, 24, 25, 48, 50]) {
                     let y = product(&m, isa, &pools[rows % 2], &x[..rows * k], rows, 1 + rows % 3);
                     assert_eq!(bits(&y), expected[..rows * n], "{dtype} {isa} {rows} rows [{n}, {k}]");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn long_rows_that_are_taken_apart_by_parts_give_the_same_bits() {
+    let pool = ThreadPool::new(PoolOptions { threads: 1, pin: false });
+    let (n, k, rows) = (20, 73 * 256, 50);
+    let x = noise(2, rows * k);
+    for dtype in [DType::Q4K, DType::Q5K, DType::Q6K] {
+        let m = QuantMatrix::pack(&pool, dtype, n, k, &random_blocks(dtype, n * k, 9)).unwrap();
+        let expected = bits(&product(&m, Isa::Scalar, &pool, &x, rows, 2));
+        for isa in available() {
+            assert_eq!(bits(&product(&m, isa, &pool, &x, rows, 2)), expected, "{dtype} {isa}");
         }
     }
 }
@@ -182,13 +196,15 @@ fn listed_rows_go_where_they_belong() {
     let x = noise(4, 6 * k);
     let all = product(&m, Isa::detect(), &pool, &x, 6, 2);
     let act = QuantizedActivations::new(&pool, Isa::detect(), m.activation_blocks(), &x, 6, k);
-    let list = [5u32, 0, 3, 3, 1];
-    let mut y = vec![0.0; 7 * 40];
-    let window = Window { out: SharedOut::new(&mut y), row0: 1, col0: 4, stride: 40 };
-    m.gemm(Isa::detect(), &act, InputRows::List(&list), 0..2, window);
-    for (i, &row) in list.iter().enumerate() {
-        let from = row as usize * n;
-        assert_eq!(bits(&y[(i + 1) * 40 + 4..][..n]), bits(&all[from..from + n]));
+    let many: Vec<u32> = (0..50).map(|i| i * i % 6).collect();
+    for list in [&[5u32, 0, 3, 3, 1][..], &many] {
+        let mut y = vec![0.0; 52 * 40];
+        let window = Window { out: SharedOut::new(&mut y), row0: 1, col0: 4, stride: 40 };
+        m.gemm(Isa::detect(), &act, InputRows::List(list), 0..2, window);
+        for (i, &row) in list.iter().enumerate() {
+            let from = row as usize * n;
+            assert_eq!(bits(&y[(i + 1) * 40 + 4..][..n]), bits(&all[from..from + n]));
+        }
     }
 }
 
@@ -197,11 +213,11 @@ fn nan_spreads_and_nothing_panics() {
     let pool = ThreadPool::new(PoolOptions { threads: 2, pin: false });
     for dtype in FORMATS {
         let m = QuantMatrix::pack(&pool, dtype, 16, 512, &random_blocks(dtype, 16 * 512, 3)).unwrap();
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut x = noise(4, 2 * 512);
+        for (bad, rows) in [(f32::NAN, 2), (f32::NAN, 50), (f32::INFINITY, 2), (f32::NEG_INFINITY, 50)] {
+            let mut x = noise(4, rows * 512);
             x[300] = bad;
             for isa in available() {
-                let y = product(&m, isa, &pool, &x, 2, 1);
+                let y = product(&m, isa, &pool, &x, rows, 1);
                 assert!(
                     y[..16].iter().all(|v| v.is_nan()) && y[16..].iter().all(|v| v.is_finite()),
                     "{dtype}"
