@@ -7,6 +7,7 @@
 //! admitted since then.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use deephold_base::{rfc3339, utc_day};
@@ -56,10 +57,10 @@ impl Period {
         }
     }
 
-    /// Whether a window's counts hold at this time: those of the window of this time and of the next one, which a clock that was set
-    /// back since had begun. One that began later still is of a clock that was wrong, and would hold for as long as that was.
-    fn holds(self, window: Window, now_ms: i64) -> bool {
-        (self.start_ms(now_ms)..=self.end_ms(now_ms)).contains(&window.start_ms)
+    /// When the windows begin whose counts hold at this time: this time's, and the next one, which a clock that was set back since had
+    /// begun. One that begins later still is of a clock that was wrong, and would hold for as long as that was.
+    fn holding(self, now_ms: i64) -> RangeInclusive<i64> {
+        self.start_ms(now_ms)..=self.end_ms(now_ms)
     }
 
     fn of(self, spending: &Spending) -> Window {
@@ -167,8 +168,9 @@ impl Account {
 
     /// What was used in the window of this time, and what is held.
     fn taken(&self, period: Period, now_ms: i64) -> Amount {
+        let holding = period.holding(now_ms);
         let all = std::iter::once(&self.own).chain(self.others.values().map(|(_, s)| s));
-        let spent = all.map(|s| period.of(s)).filter(|w| period.holds(*w, now_ms)).map(|w| w.spent);
+        let spent = all.map(|s| period.of(s)).filter(|w| holding.contains(&w.start_ms)).map(|w| w.spent);
         spent.fold(self.held(now_ms), Amount::plus)
     }
 }
@@ -316,8 +318,9 @@ impl Ledger {
                 (Period::Month, &mut spending.month),
             ];
             for (period, window) in windows {
-                if !period.holds(*window, now_ms) {
-                    *window = Window { start_ms: period.start_ms(now_ms), spent: Amount::default() };
+                let holding = period.holding(now_ms);
+                if !holding.contains(&window.start_ms) {
+                    *window = Window { start_ms: *holding.start(), spent: Amount::default() };
                 }
                 window.spent = window.spent.plus(amount);
             }

@@ -151,7 +151,6 @@ thread_local! {
 }
 
 /// Copies a row's part of a panel, which mostly is whole: then the compiler knows its length.
-#[cfg(target_arch = "x86_64")]
 fn copy(to: &mut [f32], from: &[f32]) {
     match (to.first_chunk_mut::<PANEL>(), from.first_chunk::<PANEL>()) {
         (Some(to), Some(from)) => *to = *from,
@@ -244,7 +243,7 @@ impl QuantMatrix {
                 self.tile(isa, bytes, act, &at[..tile], &mut y[..tile], fetch);
                 for (j, y) in y[..tile].iter().enumerate() {
                     // SAFETY: each output element belongs to one panel and row, and panels to one task.
-                    unsafe { window.slice(i + j, panel * PANEL, width) }.copy_from_slice(&y[..width]);
+                    copy(unsafe { window.slice(i + j, panel * PANEL, width) }, &y[..width]);
                 }
                 i += tile;
             }
@@ -263,7 +262,7 @@ impl QuantMatrix {
     ) {
         let block_bytes = self.layout.block_bytes();
         let blocks = self.k / self.layout.block_len();
-        let at_once = blocks.div_ceil(blocks.div_ceil(avx2_many::BLOCKS_MAX).max(1));
+        let at_once = blocks.div_ceil(blocks.div_ceil(avx2_many::BLOCKS_MAX));
         let mut y = [[0f32; PANEL]; avx2_many::ROWS];
         UNPACKED.with_borrow_mut(|unpacked| {
             unpacked.resize(unpacked.len().max(at_once), avx2_many::Unpacked::ZERO);
