@@ -2,6 +2,10 @@
 
 use crate::{Isa, ThreadPool};
 
+/// Rows from which on AVX2 multiplies 8-bit codes as words; below, making words of a panel's costs more than it saves (docs/lab.md,
+/// 2026-12-01).
+pub(super) const WORDS_FROM: usize = 48;
+
 /// How many elements share a scale.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ActivationBlocks {
@@ -26,6 +30,8 @@ pub(crate) struct QuantizedActivations {
     pub(super) sums16: Vec<i16>,
     /// K256: -32 times the sums over 16 codes of the first two, and the last two, of each four, [rows, k / 16, 2].
     pub(super) center: Vec<i16>,
+    /// K32, with AVX2 and many rows: the codes as words, of each four the first, the third, the second and the fourth, [rows, k].
+    pub(super) words: Vec<i16>,
 }
 
 /// One row's part of every array.
@@ -35,6 +41,7 @@ struct RowOut<'a> {
     sums32: &'a mut [i16],
     sums16: &'a mut [i16],
     center: &'a mut [i16],
+    words: &'a mut [i16],
 }
 
 impl QuantizedActivations {
@@ -52,6 +59,7 @@ impl QuantizedActivations {
         let block = if of_32 { 32 } else { 256 };
         assert!(k.is_multiple_of(block), "a row must be whole blocks of {block}");
         let extra = if of_32 { 0 } else { x.len() / 16 };
+        let words = if of_32 && isa == Isa::Avx2 && rows >= WORDS_FROM { x.len() } else { 0 };
         let mut act = Self {
             kind,
             rows,
@@ -61,6 +69,7 @@ impl QuantizedActivations {
             sums32: vec![0; x.len() / 32],
             sums16: vec![0; extra],
             center: vec![0; 2 * extra],
+            words: vec![0; words],
         };
         if rows == 0 || k == 0 {
             return act;
@@ -70,11 +79,13 @@ impl QuantizedActivations {
         let cut = |len: usize| (len / rows * chunk).max(1);
         let mut sums16 = act.sums16.chunks_mut(cut(extra));
         let mut center = act.center.chunks_mut(cut(2 * extra));
+        let mut words = act.words.chunks_mut(cut(words));
         let mut tasks = Vec::new();
         let rest = act.d.chunks_mut(cut(x.len() / block)).zip(act.q.chunks_mut(cut(x.len())));
         for ((d, q), sums32) in rest.zip(act.sums32.chunks_mut(cut(x.len() / 32))) {
             let (sums16, center) = (sums16.next().unwrap_or_default(), center.next().unwrap_or_default());
-            tasks.push(std::sync::Mutex::new(RowOut { d, q, sums32, sums16, center }));
+            let words = words.next().unwrap_or_default();
+            tasks.push(std::sync::Mutex::new(RowOut { d, q, sums32, sums16, center, words }));
         }
         pool.run(tasks.len(), &|task, _| {
             let mut out = tasks[task].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -124,6 +135,9 @@ fn round_plain(block: usize, x: &[f32], out: &mut RowOut<'_>) {
     }
     for (s, q) in out.sums32.iter_mut().zip(out.q.chunks_exact(32)) {
         *s = q.iter().map(|&v| i16::from(v)).sum();
+    }
+    for (words, q) in out.words.chunks_exact_mut(4).zip(out.q.chunks_exact(4)) {
+        words.copy_from_slice(&[q[0], q[2], q[1], q[3]].map(i16::from));
     }
     let groups = out.sums16.iter_mut().zip(out.center.chunks_exact_mut(2)).zip(out.q.chunks_exact(16));
     for ((s, center), q) in groups {

@@ -1,19 +1,52 @@
 //! AVX2 where many rows meet a panel: its codes are taken apart once, before all of them, and scales and minimums are spread as the
 //! products want them. That leaves fewer instructions, and registers for both halves of a panel at once, so that an activation is
 //! read once for both: with 512 rows 1.05 to 1.09 times as fast for 4-bit codes, 1.2 to 1.3 times for 6-bit ones (docs/lab.md,
-//! 2026-12-01). Sums are those of `avx2.rs`, where their ranges are derived; codes of eight bits lie apart already.
+//! 2026-12-01). Sums are those of `avx2.rs`, where their ranges are derived. Codes of eight bits: `avx2_words.rs`.
 
 use std::arch::x86_64::*;
+use std::cell::RefCell;
 use std::mem::offset_of;
+use std::thread::LocalKey;
 
 use super::avx2::{add_products, add_scaled, finished, halves, load, quad, row_ptrs, six_bits, store};
 use super::layout::{Block256Int4Min, Block256Int6, Block256Int6Min};
 use super::{Layout, PANEL, QuantizedActivations};
 
-/// Rows of a tile.
-pub(super) const ROWS: usize = 3;
-/// Blocks that are taken apart at a time, some 200 KiB: for each tile they are read again, out of the second cache.
-pub(super) const BLOCKS_MAX: usize = 36;
+/// A block of a panel in the form in which many rows meet it.
+pub(super) trait TakenApart: Clone + 'static {
+    const ZERO: Self;
+    /// Rows of a tile.
+    const ROWS: usize;
+    /// Blocks that are taken apart at a time, some 200 KiB: for each tile they are read again, out of the second cache.
+    const BLOCKS_MAX: usize;
+
+    /// A thread's blocks, kept for the next product.
+    fn scratch() -> &'static LocalKey<RefCell<Vec<Self>>>;
+
+    /// Takes blocks apart, as many as `out` has.
+    ///
+    /// # Safety
+    /// The machine has AVX2, FMA and F16C; `blocks` has `out.len()` blocks of a layout that the type takes.
+    unsafe fn take_apart(layout: Layout, blocks: &[u8], out: &mut [Self]);
+
+    /// As [`super::avx2::tile`], for up to `ROWS` rows, over the blocks from `first` on that `blocks` has; sums go on from those of
+    /// the blocks before, which `y` has.
+    ///
+    /// # Safety
+    /// The machine has AVX2, FMA and F16C; `act.k` has these blocks of a layout that the type takes, and `rows` are below `act.rows`.
+    unsafe fn tile(
+        layout: Layout,
+        blocks: &[Self],
+        first: usize,
+        act: &QuantizedActivations,
+        rows: &[usize],
+        y: &mut [[f32; PANEL]],
+    );
+}
+
+thread_local! {
+    static UNPACKED: RefCell<Vec<Unpacked>> = const { RefCell::new(Vec::new()) };
+}
 
 /// 256 columns of a panel taken apart, in halves of 32 bytes.
 #[repr(C, align(64))]
@@ -29,16 +62,6 @@ pub(super) struct Unpacked {
     dmin: [[f32; 8]; 2],
 }
 
-impl Unpacked {
-    pub(super) const ZERO: Self = Self {
-        codes: [[[0; 32]; 2]; 64],
-        scales: [[[0; 16]; 2]; 16],
-        mins: [[[0; 16]; 2]; 8],
-        d: [[0.0; 8]; 2],
-        dmin: [[0.0; 8]; 2],
-    };
-}
-
 /// Whether blocks of `layout` are taken apart for so many rows. Below, it costs more than it saves, codes of six bits being the
 /// longer to take apart (docs/lab.md, 2026-12-01).
 pub(super) fn takes(layout: Layout, rows: usize) -> bool {
@@ -50,130 +73,141 @@ pub(super) fn takes(layout: Layout, rows: usize) -> bool {
 }
 
 #[inline(always)]
-unsafe fn put<E>(to: &mut E, value: __m256i) {
+pub(super) unsafe fn put<E>(to: &mut E, value: __m256i) {
     const { assert!(size_of::<E>() == 32) };
     // SAFETY: 32 bytes; AVX2 is the kernels' own promise.
     unsafe { _mm256_storeu_si256(std::ptr::from_mut(to).cast(), value) }
 }
 
 #[inline(always)]
-unsafe fn get<E>(from: &E) -> __m256i {
+pub(super) unsafe fn get<E>(from: &E) -> __m256i {
     const { assert!(size_of::<E>() == 32) };
     // SAFETY: 32 bytes; AVX2 is the kernels' own promise.
     unsafe { load(std::ptr::from_ref(from).cast()) }
 }
 
-/// Asks for part `i` of `count` of the bytes behind `blocks`, which are taken apart next, so that they come while products are computed.
-pub(super) fn ask_for_next(blocks: &[u8], i: usize, count: usize) {
-    for line in blocks.len() * i / count / 64..blocks.len() * (i + 1) / count / 64 {
-        // SAFETY: a prefetch touches nothing, and the address may be anywhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(blocks.as_ptr().wrapping_add(blocks.len() + line * 64).cast()) }
+/// Asks for part `i` of `count` of these bytes.
+pub(super) fn ask_for(bytes: &[u8], i: usize, count: usize) {
+    for line in bytes[bytes.len() * i / count..bytes.len() * (i + 1) / count].chunks(64) {
+        // SAFETY: a prefetch touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
     }
 }
 
-/// Takes blocks apart, as many as `out` has.
-///
-/// # Safety
-/// The machine has AVX2, FMA and F16C; `blocks` has `out.len()` blocks of a layout with 256 columns.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn unpack(layout: Layout, blocks: &[u8], out: &mut [Unpacked]) {
-    debug_assert_eq!(blocks.len(), out.len() * layout.block_bytes());
-    let low = _mm256_set1_epi8(15);
-    for (block, out) in blocks.chunks_exact(layout.block_bytes()).zip(out) {
-        let p = block.as_ptr();
-        for h in 0..2 {
-            // SAFETY: all offsets stay within the block.
-            unsafe {
-                let (words, bytes) = (h * 16, h * 8);
-                if layout == Layout::Block256Int4Min {
-                    for (i, two) in out.codes.chunks_exact_mut(2).enumerate() {
-                        let codes = load(p.add(i * 64 + h * 32));
-                        put(&mut two[0][h], _mm256_and_si256(codes, low));
-                        put(&mut two[1][h], _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
-                    }
-                    for (g, scale) in out.scales[..8].iter_mut().enumerate() {
-                        let scales = _mm_loadl_epi64(
-                            p.add(offset_of!(Block256Int4Min, scales) + g * PANEL + bytes).cast(),
+impl TakenApart for Unpacked {
+    const ZERO: Self = Self {
+        codes: [[[0; 32]; 2]; 64],
+        scales: [[[0; 16]; 2]; 16],
+        mins: [[[0; 16]; 2]; 8],
+        d: [[0.0; 8]; 2],
+        dmin: [[0.0; 8]; 2],
+    };
+    const ROWS: usize = 3;
+    const BLOCKS_MAX: usize = 36;
+
+    fn scratch() -> &'static LocalKey<RefCell<Vec<Self>>> {
+        &UNPACKED
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn take_apart(layout: Layout, blocks: &[u8], out: &mut [Self]) {
+        debug_assert_eq!(blocks.len(), out.len() * layout.block_bytes());
+        let low = _mm256_set1_epi8(15);
+        for (block, out) in blocks.chunks_exact(layout.block_bytes()).zip(out) {
+            let p = block.as_ptr();
+            for h in 0..2 {
+                // SAFETY: all offsets stay within the block.
+                unsafe {
+                    let (words, bytes) = (h * 16, h * 8);
+                    if layout == Layout::Block256Int4Min {
+                        for (i, two) in out.codes.chunks_exact_mut(2).enumerate() {
+                            let codes = load(p.add(i * 64 + h * 32));
+                            put(&mut two[0][h], _mm256_and_si256(codes, low));
+                            put(&mut two[1][h], _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
+                        }
+                        for (g, scale) in out.scales[..8].iter_mut().enumerate() {
+                            let scales = _mm_loadl_epi64(
+                                p.add(offset_of!(Block256Int4Min, scales) + g * PANEL + bytes).cast(),
+                            );
+                            put(&mut scale[h], _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(scales, scales)));
+                        }
+                        for (pair, min) in out.mins[..4].iter_mut().enumerate() {
+                            let mins = p.add(offset_of!(Block256Int4Min, mins) + pair * 2 * PANEL + words);
+                            put(&mut min[h], _mm256_cvtepu8_epi16(_mm_loadu_si128(mins.cast())));
+                        }
+                        _mm256_storeu_ps(
+                            out.d[h].as_mut_ptr(),
+                            halves(p.add(offset_of!(Block256Int4Min, d) + words)),
                         );
-                        put(&mut scale[h], _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(scales, scales)));
+                        let dmin = halves(p.add(offset_of!(Block256Int4Min, dmin) + words));
+                        _mm256_storeu_ps(out.dmin[h].as_mut_ptr(), dmin);
+                        continue;
                     }
-                    for (pair, min) in out.mins[..4].iter_mut().enumerate() {
-                        let mins = p.add(offset_of!(Block256Int4Min, mins) + pair * 2 * PANEL + words);
-                        put(&mut min[h], _mm256_cvtepu8_epi16(_mm_loadu_si128(mins.cast())));
+                    for (i, four) in out.codes.chunks_exact_mut(4).enumerate() {
+                        let quads = six_bits([0, 64, 128].map(|line| load(p.add(i * 192 + line + h * 32))));
+                        four.iter_mut().zip(quads).for_each(|(to, quad)| put(&mut to[h], quad));
+                    }
+                    for (g, scale) in out.scales.iter_mut().enumerate() {
+                        let scales = _mm_loadl_epi64(
+                            p.add(offset_of!(Block256Int6, scales) + g * PANEL + bytes).cast(),
+                        );
+                        put(&mut scale[h], _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(scales, scales)));
                     }
                     _mm256_storeu_ps(
                         out.d[h].as_mut_ptr(),
-                        halves(p.add(offset_of!(Block256Int4Min, d) + words)),
+                        halves(p.add(offset_of!(Block256Int6, d) + words)),
                     );
-                    let dmin = halves(p.add(offset_of!(Block256Int4Min, dmin) + words));
-                    _mm256_storeu_ps(out.dmin[h].as_mut_ptr(), dmin);
-                    continue;
-                }
-                for (i, four) in out.codes.chunks_exact_mut(4).enumerate() {
-                    let quads = six_bits([0, 64, 128].map(|line| load(p.add(i * 192 + line + h * 32))));
-                    four.iter_mut().zip(quads).for_each(|(to, quad)| put(&mut to[h], quad));
-                }
-                for (g, scale) in out.scales.iter_mut().enumerate() {
-                    let scales =
-                        _mm_loadl_epi64(p.add(offset_of!(Block256Int6, scales) + g * PANEL + bytes).cast());
-                    put(&mut scale[h], _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(scales, scales)));
-                }
-                _mm256_storeu_ps(out.d[h].as_mut_ptr(), halves(p.add(offset_of!(Block256Int6, d) + words)));
-                if layout == Layout::Block256Int6Min {
-                    for (pair, min) in out.mins.iter_mut().enumerate() {
-                        let mins = p.add(offset_of!(Block256Int6Min, mins) + pair * 2 * PANEL + words);
-                        put(&mut min[h], _mm256_cvtepu8_epi16(_mm_loadu_si128(mins.cast())));
+                    if layout == Layout::Block256Int6Min {
+                        for (pair, min) in out.mins.iter_mut().enumerate() {
+                            let mins = p.add(offset_of!(Block256Int6Min, mins) + pair * 2 * PANEL + words);
+                            put(&mut min[h], _mm256_cvtepu8_epi16(_mm_loadu_si128(mins.cast())));
+                        }
+                        let dmin = halves(p.add(offset_of!(Block256Int6Min, dmin) + words));
+                        _mm256_storeu_ps(out.dmin[h].as_mut_ptr(), dmin);
                     }
-                    let dmin = halves(p.add(offset_of!(Block256Int6Min, dmin) + words));
-                    _mm256_storeu_ps(out.dmin[h].as_mut_ptr(), dmin);
                 }
             }
         }
     }
-}
 
-/// As [`super::avx2::tile`], for one to three rows, over the blocks from `first` on that `unpacked` has; sums go on from those of
-/// the blocks before, which `y` has.
-///
-/// # Safety
-/// The machine has AVX2, FMA and F16C; `act.k` has these blocks of a layout with 256 columns, and `rows` are below `act.rows`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn tile(
-    layout: Layout,
-    unpacked: &[Unpacked],
-    first: usize,
-    act: &QuantizedActivations,
-    rows: &[usize],
-    y: &mut [[f32; PANEL]],
-) {
-    debug_assert!((first + unpacked.len()) * 256 <= act.k);
-    macro_rules! tile_of {
-        ($rows:literal) => {
-            // SAFETY: the caller's promise is handed on.
-            unsafe {
-                match layout {
-                    Layout::Block256Int4Min => {
-                        products::<$rows, 8, false, true>(unpacked, first, act, rows, y)
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn tile(
+        layout: Layout,
+        blocks: &[Self],
+        first: usize,
+        act: &QuantizedActivations,
+        rows: &[usize],
+        y: &mut [[f32; PANEL]],
+    ) {
+        debug_assert!((first + blocks.len()) * 256 <= act.k);
+        macro_rules! tile_of {
+            ($rows:literal) => {
+                // SAFETY: the caller's promise is handed on.
+                unsafe {
+                    match layout {
+                        Layout::Block256Int4Min => {
+                            products::<$rows, 8, false, true>(blocks, first, act, rows, y)
+                        }
+                        Layout::Block256Int6Min => {
+                            products::<$rows, 16, false, true>(blocks, first, act, rows, y)
+                        }
+                        _ => products::<$rows, 16, true, false>(blocks, first, act, rows, y),
                     }
-                    Layout::Block256Int6Min => {
-                        products::<$rows, 16, false, true>(unpacked, first, act, rows, y)
-                    }
-                    _ => products::<$rows, 16, true, false>(unpacked, first, act, rows, y),
                 }
-            }
-        };
-    }
-    match rows.len() {
-        3 => tile_of!(3),
-        2 => tile_of!(2),
-        _ => tile_of!(1),
+            };
+        }
+        match rows.len() {
+            3 => tile_of!(3),
+            2 => tile_of!(2),
+            _ => tile_of!(1),
+        }
     }
 }
 
 /// `GROUPS` groups in a block; `CENTER`: 32 is taken off each code, as the activations' sums say.
 ///
 /// # Safety
-/// As [`tile`].
+/// As [`TakenApart::tile`].
 #[allow(clippy::needless_range_loop, reason = "a row and a half of a panel index several arrays")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn products<const T: usize, const GROUPS: usize, const CENTER: bool, const MINS: bool>(

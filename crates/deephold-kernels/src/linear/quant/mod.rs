@@ -23,6 +23,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_many;
 #[cfg(target_arch = "x86_64")]
+mod avx2_words;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
@@ -144,12 +146,6 @@ impl InputRows<'_> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-thread_local! {
-    /// Blocks that are taken apart, kept for the next product.
-    static UNPACKED: std::cell::RefCell<Vec<avx2_many::Unpacked>> = const { std::cell::RefCell::new(Vec::new()) };
-}
-
 /// Copies a row's part of a panel, which mostly is whole: then the compiler knows its length.
 fn copy(to: &mut [f32], from: &[f32]) {
     match (to.first_chunk_mut::<PANEL>(), from.first_chunk::<PANEL>()) {
@@ -218,8 +214,13 @@ impl QuantMatrix {
             InputRows::List(list) => list.len(),
         };
         #[cfg(target_arch = "x86_64")]
-        if isa == Isa::Avx2 && self.k > 0 && avx2_many::takes(self.layout, count) {
-            return self.gemm_unpacked(act, rows, count, panels, window);
+        if isa == Isa::Avx2 && self.k > 0 {
+            if avx2_many::takes(self.layout, count) {
+                return self.gemm_apart::<avx2_many::Unpacked>(act, rows, count, panels, window);
+            }
+            if avx2_words::takes(self.layout, act, count) {
+                return self.gemm_apart::<avx2_words::Words>(act, rows, count, panels, window);
+            }
         }
         let panel_bytes = self.k / self.layout.block_len() * self.layout.block_bytes();
         // Each tile writes its part whole.
@@ -250,9 +251,9 @@ impl QuantMatrix {
         }
     }
 
-    /// As [`Self::gemm`] with AVX2, for many rows.
+    /// As [`Self::gemm`] with AVX2, for many rows: blocks are taken apart once for all of them.
     #[cfg(target_arch = "x86_64")]
-    fn gemm_unpacked(
+    fn gemm_apart<B: avx2_many::TakenApart>(
         &self,
         act: &QuantizedActivations,
         rows: InputRows<'_>,
@@ -262,32 +263,42 @@ impl QuantMatrix {
     ) {
         let block_bytes = self.layout.block_bytes();
         let blocks = self.k / self.layout.block_len();
-        let at_once = blocks.div_ceil(blocks.div_ceil(avx2_many::BLOCKS_MAX));
-        let mut y = [[0f32; PANEL]; avx2_many::ROWS];
-        UNPACKED.with_borrow_mut(|unpacked| {
-            unpacked.resize(unpacked.len().max(at_once), avx2_many::Unpacked::ZERO);
-            for panel in panels {
-                let width = PANEL.min(self.n - panel * PANEL);
+        let at_once = blocks.div_ceil(blocks.div_ceil(B::BLOCKS_MAX));
+        // Short panels are taken apart together, so that an activation comes from afar once for all of them.
+        let together = (B::BLOCKS_MAX / at_once).clamp(1, 2);
+        let tiles = count.div_ceil(B::ROWS);
+        let mut y = [[0f32; PANEL]; 4];
+        B::scratch().with_borrow_mut(|apart| {
+            apart.resize(apart.len().max(together * at_once), B::ZERO);
+            for group in panels.clone().step_by(together) {
+                let group = group..panels.end.min(group + together);
                 for first in (0..blocks).step_by(at_once) {
-                    let unpacked = &mut unpacked[..at_once.min(blocks - first)];
-                    let bytes =
-                        &self.data[(panel * blocks + first) * block_bytes..][..unpacked.len() * block_bytes];
-                    // SAFETY: `Ops` takes only an available set; the layout and the sizes are these blocks'.
-                    unsafe { avx2_many::unpack(self.layout, bytes, unpacked) };
-                    let tiles = count.div_ceil(avx2_many::ROWS);
+                    let length = at_once.min(blocks - first);
+                    for (panel, apart) in group.clone().zip(apart.chunks_exact_mut(length)) {
+                        let bytes =
+                            &self.data[(panel * blocks + first) * block_bytes..][..length * block_bytes];
+                        // SAFETY: `Ops` takes only an available set; the layout and the sizes are these blocks'.
+                        unsafe { B::take_apart(self.layout, bytes, apart) };
+                    }
+                    // What is taken apart next comes while products are computed: the next part, or the next panels.
+                    let next = (group.start * blocks + first + group.len() * length) * block_bytes;
+                    let next = next..(next + group.len() * length * block_bytes).min(self.data.len());
                     for tile in 0..tiles {
-                        avx2_many::ask_for_next(bytes, tile, tiles);
-                        let i = tile * avx2_many::ROWS;
-                        let y = &mut y[..avx2_many::ROWS.min(count - i)];
+                        avx2_many::ask_for(self.data.get(next.clone()).unwrap_or_default(), tile, tiles);
+                        let i = tile * B::ROWS;
+                        let y = &mut y[..B::ROWS.min(count - i)];
                         let at = rows.from(i, y.len(), act);
-                        // SAFETY: each output element belongs to one panel and row, and panels to one task.
-                        let out = |j| unsafe { window.slice(i + j, panel * PANEL, width) };
-                        if first > 0 {
-                            y.iter_mut().enumerate().for_each(|(j, y)| copy(&mut y[..width], out(j)));
+                        for (panel, apart) in group.clone().zip(apart.chunks_exact(length)) {
+                            let width = PANEL.min(self.n - panel * PANEL);
+                            // SAFETY: each output element belongs to one panel and row, and panels to one task.
+                            let out = |j| unsafe { window.slice(i + j, panel * PANEL, width) };
+                            if first > 0 {
+                                y.iter_mut().enumerate().for_each(|(j, y)| copy(&mut y[..width], out(j)));
+                            }
+                            // SAFETY: as above, and the rows were checked.
+                            unsafe { B::tile(self.layout, apart, first, act, &at[..y.len()], y) };
+                            y.iter().enumerate().for_each(|(j, y)| copy(out(j), &y[..width]));
                         }
-                        // SAFETY: as above, and the rows were checked.
-                        unsafe { avx2_many::tile(self.layout, unpacked, first, act, &at[..y.len()], y) };
-                        y.iter().enumerate().for_each(|(j, y)| copy(out(j), &y[..width]));
                     }
                 }
             }

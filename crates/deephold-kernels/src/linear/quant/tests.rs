@@ -101,7 +101,7 @@ fn long_rows_that_are_taken_apart_by_parts_give_the_same_bits() {
     let pool = ThreadPool::new(PoolOptions { threads: 1, pin: false });
     let (n, k, rows) = (20, 73 * 256, 50);
     let x = noise(2, rows * k);
-    for dtype in [DType::Q4K, DType::Q5K, DType::Q6K] {
+    for dtype in [DType::Q4K, DType::Q5K, DType::Q6K, DType::Q8_0, DType::Q4_1] {
         let m = QuantMatrix::pack(&pool, dtype, n, k, &random_blocks(dtype, n * k, 9)).unwrap();
         let expected = bits(&product(&m, Isa::Scalar, &pool, &x, rows, 2));
         for isa in available() {
