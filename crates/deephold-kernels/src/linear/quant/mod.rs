@@ -132,17 +132,16 @@ pub(crate) enum InputRows<'a> {
 }
 
 impl InputRows<'_> {
-    /// The rows of the activations that `count` rows from `first` on are, and zeros.
-    fn from(self, first: usize, count: usize, act: &QuantizedActivations) -> [usize; 8] {
-        let mut at = [0; 8];
-        for (j, row) in at[..count].iter_mut().enumerate() {
+    /// Puts the rows of the activations that the rows from `first` on are into `at`, as many as it has. (Not an array as a result:
+    /// it would be read in longer words than it was written in, for which a core waits until all it did before has ended.)
+    fn put(self, first: usize, act: &QuantizedActivations, at: &mut [usize]) {
+        for (j, row) in at.iter_mut().enumerate() {
             *row = match self {
                 InputRows::All => first + j,
                 InputRows::List(list) => list[first + j] as usize,
             };
             assert!(*row < act.rows, "row outside the activations");
         }
-        at
     }
 }
 
@@ -224,7 +223,7 @@ impl QuantMatrix {
         }
         let panel_bytes = self.k / self.layout.block_len() * self.layout.block_bytes();
         // Each tile writes its part whole.
-        let mut y = [[0f32; PANEL]; 8];
+        let (mut at, mut y) = ([0; 8], [[0f32; PANEL]; 8]);
         for panel in panels {
             let bytes = &self.data[panel * panel_bytes..][..panel_bytes];
             let width = PANEL.min(self.n - panel * PANEL);
@@ -238,10 +237,11 @@ impl QuantMatrix {
                     2 | 3 => 2,
                     _ => 1,
                 };
-                let at = rows.from(i, tile, act);
+                let at = &mut at[..tile];
+                rows.put(i, act, at);
                 // With one row AVX-512 is as fast as memory without being told (docs/lab.md, 2026-11-27).
                 let fetch = i == 0 && (isa != Isa::Avx512 || tile == 8);
-                self.tile(isa, bytes, act, &at[..tile], &mut y[..tile], fetch);
+                self.tile(isa, bytes, act, at, &mut y[..tile], fetch);
                 for (j, y) in y[..tile].iter().enumerate() {
                     // SAFETY: each output element belongs to one panel and row, and panels to one task.
                     copy(unsafe { window.slice(i + j, panel * PANEL, width) }, &y[..width]);
@@ -267,7 +267,7 @@ impl QuantMatrix {
         // Short panels are taken apart together, so that an activation comes from afar once for all of them.
         let together = (B::BLOCKS_MAX / at_once).clamp(1, 2);
         let tiles = count.div_ceil(B::ROWS);
-        let mut y = [[0f32; PANEL]; 4];
+        let (mut at, mut y) = ([0; 4], [[0f32; PANEL]; 4]);
         B::scratch().with_borrow_mut(|apart| {
             apart.resize(apart.len().max(together * at_once), B::ZERO);
             for group in panels.clone().step_by(together) {
@@ -287,7 +287,8 @@ impl QuantMatrix {
                         avx2_many::ask_for(self.data.get(next.clone()).unwrap_or_default(), tile, tiles);
                         let i = tile * B::ROWS;
                         let y = &mut y[..B::ROWS.min(count - i)];
-                        let at = rows.from(i, y.len(), act);
+                        let at = &mut at[..y.len()];
+                        rows.put(i, act, at);
                         for (panel, apart) in group.clone().zip(apart.chunks_exact(length)) {
                             let width = PANEL.min(self.n - panel * PANEL);
                             // SAFETY: each output element belongs to one panel and row, and panels to one task.
@@ -296,7 +297,7 @@ impl QuantMatrix {
                                 y.iter_mut().enumerate().for_each(|(j, y)| copy(&mut y[..width], out(j)));
                             }
                             // SAFETY: as above, and the rows were checked.
-                            unsafe { B::tile(self.layout, apart, first, act, &at[..y.len()], y) };
+                            unsafe { B::tile(self.layout, apart, first, act, at, y) };
                             y.iter().enumerate().for_each(|(j, y)| copy(out(j), &y[..width]));
                         }
                     }
