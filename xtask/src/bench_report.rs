@@ -19,15 +19,15 @@ const END: &str = "<!-- end: cargo xtask bench-report -->";
 /// # Errors
 /// A report or a document cannot be read, or a document lacks its marks.
 pub(crate) fn run(root: &Path, check: bool) -> Result<Vec<String>> {
-    let reports = latest(&root.join("docs/benchmarks"))?;
+    let measured = gathered(read(&root.join("docs/benchmarks"))?);
     let mut files = Vec::new();
     let mut long = String::new();
     let mut short = String::new();
-    for (isa, report) in &reports {
+    for (isa, reports) in &measured {
         let picture = format!("docs/benchmarks/roofline-{isa}.svg");
-        long.push_str(&section(isa, report, &picture.replace("docs/", ""))?);
-        short.push_str(&table(report, false));
-        files.push((picture, roofline(isa, report)?));
+        long.push_str(&section(isa, reports, &picture.replace("docs/", ""))?);
+        short.push_str(&table(&reports[0], false));
+        files.push((picture, roofline(isa, &reports[0])?));
     }
     for (document, text) in
         [("docs/performance.md", &long), ("README.md", &short), ("README.zh-CN.md", &short)]
@@ -51,27 +51,37 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<Vec<String>> {
     Ok(stale)
 }
 
-/// What each instruction set was measured last; names begin with the date.
-fn latest(folder: &Path) -> Result<BTreeMap<String, Value>> {
+/// All reports, oldest first.
+fn read(folder: &Path) -> Result<Vec<Value>> {
     let mut paths: Vec<_> = std::fs::read_dir(folder)
         .with_context(|| folder.display().to_string())?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<Vec<_>>>()?;
     paths.retain(|p| p.to_string_lossy().ends_with("-versus-llama-cpp.json"));
+    // Names begin with the date.
     paths.sort();
-    let mut reports = BTreeMap::new();
-    for path in paths {
-        let mut report: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)
-            .with_context(|| path.display().to_string())?;
-        let isa =
-            report["isa"].as_str().with_context(|| format!("{} names no isa", path.display()))?.to_owned();
+    let read = |path: &Path| -> Result<Value> {
+        let report: Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+        report["isa"].as_str().context("it names no isa")?;
+        Ok(report)
+    };
+    paths.iter().map(|path| read(path).with_context(|| path.display().to_string())).collect()
+}
+
+/// What was measured with each instruction set: of each machine one report with the last run of each work, the machine with the most
+/// works first, so that a few works on another one do not take the place of all.
+fn gathered(reports: Vec<Value>) -> BTreeMap<String, Vec<Value>> {
+    let mut gathered: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for mut report in reports {
         date_rows(&mut report);
-        if let Some(older) = reports.remove(&isa) {
-            add_older(&mut report, older);
+        let of_isa = gathered.entry(text(&report, "isa").to_owned()).or_default();
+        if let Some(i) = of_isa.iter().position(|older| is_same_machine(older, &report)) {
+            add_older(&mut report, &of_isa.remove(i));
         }
-        reports.insert(isa, report);
+        of_isa.insert(0, report);
     }
-    Ok(reports)
+    gathered.values_mut().for_each(|reports| reports.sort_by_key(|r| std::cmp::Reverse(rows(r).count())));
+    gathered
 }
 
 /// Gives each row the date of its report.
@@ -82,14 +92,16 @@ fn date_rows(report: &mut Value) {
     }
 }
 
-/// Adds the rows of an older report that a newer one lacks; of another machine, or beside another llama.cpp, nothing is added.
-fn add_older(report: &mut Value, older: Value) {
-    let same = |name: &str, part: &str| report[name][part] == older[name][part];
-    if !(same("machine", "cpu") && same("machine", "threads") && same("peer", "version")) {
-        return;
-    }
+/// Whether two reports are of one machine beside one version of llama.cpp.
+fn is_same_machine(a: &Value, b: &Value) -> bool {
+    let same = |name: &str, part: &str| a[name][part] == b[name][part];
+    same("machine", "cpu") && same("machine", "threads") && same("peer", "version")
+}
+
+/// Adds the rows of an older report of the same machine that a newer one lacks.
+fn add_older(report: &mut Value, older: &Value) {
     let all: BTreeMap<versus::Key, Value> =
-        rows(&older).chain(rows(report)).map(|row| (versus::key(row), row.clone())).collect();
+        rows(older).chain(rows(report)).map(|row| (versus::key(row), row.clone())).collect();
     report["rows"] = all.into_values().collect();
 }
 
@@ -203,11 +215,16 @@ fn table_beside(report: &Value) -> String {
     out
 }
 
-fn section(isa: &str, report: &Value, picture: &str) -> Result<String> {
+/// Tables of every machine, and the picture of the first.
+fn section(isa: &str, reports: &[Value], picture: &str) -> Result<String> {
     let mut out = format!("### {isa}\n\n");
-    out.push_str(&table(report, true));
-    out.push_str(&table_beside(report));
-    writeln!(out, "![Roofline, {isa}]({picture})\n")?;
+    for (i, report) in reports.iter().enumerate() {
+        out.push_str(&table(report, true));
+        out.push_str(&table_beside(report));
+        if i == 0 {
+            writeln!(out, "![Roofline, {isa}]({picture})\n")?;
+        }
+    }
     Ok(out)
 }
 
@@ -388,13 +405,28 @@ mod tests {
         newer["date"] = json!("2026-12-01");
         date_rows(&mut newer);
         let mut of_both = newer.clone();
-        add_older(&mut of_both, older.clone());
+        assert!(is_same_machine(&newer, &older));
+        add_older(&mut of_both, &older);
         let dates: Vec<_> = rows(&of_both).map(|row| (text(row, "work"), text(row, "date"))).collect();
         assert_eq!(dates, [("decode x 1", "2026-12-01"), ("decode x 8", "2026-11-27")]);
         assert!(machine(&of_both).contains("2026-11-27, 2026-12-01"));
         older["machine"]["threads"] = json!(4);
-        add_older(&mut newer, older);
-        assert_eq!(rows(&newer).count(), 1);
+        assert!(!is_same_machine(&newer, &older));
+    }
+
+    #[test]
+    fn a_few_works_on_another_machine_do_not_take_the_place_of_all() {
+        let mut many = report();
+        let mut other = many["rows"][0].clone();
+        other["work"] = json!("decode x 8");
+        many["rows"].as_array_mut().expect("rows").push(other);
+        let mut few = report();
+        few["machine"]["cpu"] = json!("Another");
+        let measured = gathered(vec![many, few]);
+        let cpus: Vec<_> = measured["avx2"].iter().map(|r| text(&r["machine"], "cpu")).collect();
+        assert_eq!(cpus, ["A <CPU>", "Another"]);
+        let section = section("avx2", &measured["avx2"], "picture.svg").expect("a section");
+        assert!(section.contains("**Another, 2 threads") && section.matches("picture.svg").count() == 1);
     }
 
     #[test]

@@ -33,19 +33,21 @@ pub struct HeadColumns<'a> {
 }
 
 #[inline(always)]
-unsafe fn silu_mul_body<S: Simd>(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    let n = out.len();
-    // SAFETY: all three have n elements, checked by the caller.
+unsafe fn silu_mul_body<S: Simd>(gate: *const f32, up: *mut f32, n: usize) {
+    // SAFETY: both pointers reach n elements.
     unsafe {
         for i in (0..n).step_by(LANES) {
-            let g = load_n::<S>(gate.as_ptr().add(i), n - i);
-            let u = load_n::<S>(up.as_ptr().add(i), n - i);
+            let g = load_n::<S>(gate.add(i), n - i);
+            let u = load_n::<S>(up.add(i), n - i);
             let denominator = S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), g)));
-            store_n::<S>(out.as_mut_ptr().add(i), n - i, S::mul(S::div(g, denominator), u));
+            store_n::<S>(up.add(i), n - i, S::mul(S::div(g, denominator), u));
         }
     }
 }
-dispatch!(fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) = silu_mul_body);
+dispatch!(
+    /// silu(gate) * up, silu(x) = x / (1 + e^-x) (Shazeer 2020), in place of `up`.
+    pub(crate) fn silu_mul(gate: *const f32, up: *mut f32, n: usize) = silu_mul_body
+);
 
 /// x * Phi(x) as max(x, 0) - tail, tail = |x| / 2 * erfc(|x| / sqrt 2), so that nothing cancels on either side. erfc is
 /// Abramowitz and Stegun's 7.1.26, whose absolute error is below 1.5e-7.
@@ -84,16 +86,14 @@ impl Ops {
         });
     }
 
-    /// silu(gate) * up, silu(x) = x / (1 + e^-x) (Shazeer 2020).
-    pub fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Tensor {
+    /// [`silu_mul`] of tensors of one shape; what [`Ops::gated`] does part by part.
+    pub(crate) fn silu_mul(&self, gate: &Tensor, up: &mut Tensor) {
         assert!(gate.rows() == up.rows() && gate.cols() == up.cols(), "gate and up differ in shape");
-        let mut y = self.dirty(gate.rows(), gate.cols());
         let isa = self.isa();
-        self.for_rows(&mut y, |i, out| {
+        self.for_rows(up, |i, up| {
             // SAFETY: the rows agree in length; `isa` is available.
-            unsafe { silu_mul(isa, gate.row(i), up.row(i), out) }
+            unsafe { silu_mul(isa, gate.row(i).as_ptr(), up.as_mut_ptr(), up.len()) }
         });
-        y
     }
 
     /// x += y.

@@ -140,6 +140,8 @@ pub(crate) struct Window {
     /// The tensor's row and column of the product's first element.
     pub(crate) row0: usize,
     pub(crate) col0: usize,
+    /// Columns of the product that lie before the tensor's.
+    pub(crate) skip: usize,
     /// Elements of a row of the tensor.
     pub(crate) stride: usize,
 }
@@ -148,7 +150,7 @@ impl Window {
     /// All of `x`, which stays borrowed by promise alone: whoever writes to the window ends before `x` is used again.
     pub(crate) fn whole(x: &mut Tensor) -> Self {
         let stride = x.cols();
-        Self { out: SharedOut::new(x.data_mut()), row0: 0, col0: 0, stride }
+        Self { out: SharedOut::new(x.data_mut()), row0: 0, col0: 0, skip: 0, stride }
     }
 
     /// `width` elements of the product's row `row` from its column `col` on.
@@ -158,6 +160,6 @@ impl Window {
     #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub(crate) unsafe fn slice(&self, row: usize, col: usize, width: usize) -> &mut [f32] {
         // SAFETY: the caller's promise.
-        unsafe { self.out.slice((self.row0 + row) * self.stride + self.col0 + col, width) }
+        unsafe { self.out.slice((self.row0 + row) * self.stride + self.col0 + col - self.skip, width) }
     }
 }

@@ -294,7 +294,9 @@ fn elementwise_ops_agree_on_every_instruction_set() {
             let w = noise(8, cols);
             let mut all = bits(&ops.rms_norm(&t, &w, 1e-6));
             all.extend(bits(&ops.layer_norm(&t, &w, &w, 1e-6)));
-            all.extend(bits(&ops.silu_mul(&t, &t)));
+            let mut hidden = ops.tensor_from(3, cols, &x);
+            ops.silu_mul(&t, &mut hidden);
+            all.extend(bits(&hidden));
             let mut bent = ops.tensor_from(3, cols, &x);
             ops.gelu(&mut bent);
             all.extend(bits(&bent));
@@ -304,10 +306,34 @@ fn elementwise_ops_agree_on_every_instruction_set() {
     }
     let ops = ops(Isa::detect(), 1);
     let t = ops.tensor_from(1, 4, &[f32::NAN, f32::INFINITY, -100.0, 0.0]);
-    let one = ops.tensor_from(1, 4, &[1.0; 4]);
-    let y = ops.silu_mul(&t, &one);
+    let mut y = ops.tensor_from(1, 4, &[1.0; 4]);
+    ops.silu_mul(&t, &mut y);
     assert!(y.data()[0].is_nan() && y.data()[1] == f32::INFINITY && y.data()[3] == 0.0);
     assert!(y.data()[2].abs() < 1e-30);
+}
+
+#[test]
+fn gated_products_are_silu_of_one_times_the_other() {
+    let (n, k) = (100, 256);
+    for ops in machines() {
+        for dtype in [DType::F32, DType::Q4K, DType::Q8_0] {
+            let matrix = |seed| {
+                let mut bytes = vec![0; dtype.bytes_for(n * k).unwrap()];
+                deephold_quant::quantize(dtype, &noise(seed, n * k), &mut bytes).unwrap();
+                PackedMatrix::pack(ops.pool(), dtype, n, k, &bytes).unwrap()
+            };
+            let (gate, up, bias) = (matrix(1), matrix(2), noise(3, n));
+            // With so many rows a part of the columns is gated at a time.
+            for rows in [1, 3, 400] {
+                let x = ops.tensor_from(rows, k, &noise(4, rows * k));
+                let x = Activations::new(&x);
+                let [gates, mut hidden] = ops.linears([(&gate, Some(&bias[..])), (&up, None)], &x);
+                ops.silu_mul(&gates, &mut hidden);
+                let fused = ops.gated((&gate, Some(&bias)), (&up, None), &x);
+                assert_eq!(bits(&fused), bits(&hidden), "{dtype} {rows} rows");
+            }
+        }
+    }
 }
 
 #[test]
@@ -394,8 +420,11 @@ fn experts_are_chosen_grouped_and_summed_by_rank() {
     let w: Vec<PackedMatrix> =
         (0..4).map(|e| PackedMatrix::pack_f32(pool, 1, 1, &[e as f32]).unwrap()).collect();
     let x = ops.tensor_from(2, 1, &[10.0, 100.0]);
-    let [y] = ops.moe_linears([&w], &Activations::new(&x), &plan, PairRows::PerToken);
+    let y = ops.moe_linear(&w, &Activations::new(&x), &plan, PairRows::PerToken);
     assert_eq!(y.data(), [20.0, 200.0, 30.0, 300.0]);
+    let mut hidden = ops.moe_linear(&w, &Activations::new(&x), &plan, PairRows::PerToken);
+    ops.silu_mul(&y, &mut hidden);
+    assert_eq!(ops.moe_gated(&w, &w, &Activations::new(&x), &plan).data(), hidden.data());
     let mut out = ops.zeros(2, 1);
     ops.moe_combine(&y, &plan, &mut out);
     assert_eq!(out.data()[0], 50.0);

@@ -4,6 +4,7 @@
 //! over k (dense) or over blocks of k (quantized) in order, so tiles of tokens and panels change speed, never bits.
 
 mod dense;
+mod gated;
 mod quant;
 
 use std::ops::Range;
@@ -129,6 +130,11 @@ impl PackedMatrix {
             Form::Quant(m) => m.panels(),
         }
     }
+
+    /// The output columns of panels.
+    fn columns(&self, panels: &Range<usize>) -> Range<usize> {
+        panels.start * PANEL..(panels.end * PANEL).min(self.n)
+    }
 }
 
 /// Activations [T, K] and, once a product asked for them, their int8 forms: products that share an input share those.
@@ -177,16 +183,28 @@ pub enum PairRows {
     PerExpertPair,
 }
 
-/// One product within a call: a matrix, the input rows it reads, what is added, and where its output goes.
+/// A matrix and what is added to its products.
+type Weight<'a> = (&'a PackedMatrix, Option<&'a [f32]>);
+
+/// One product within a call: a matrix, the input rows it reads, and where its output goes.
 struct Product<'a> {
-    w: &'a PackedMatrix,
+    w: Weight<'a>,
+    /// What the output is gated by: a matrix of the same shape.
+    gate: Option<Weight<'a>>,
     x: &'a Activations<'a>,
     rows: InputRows<'a>,
-    bias: Option<&'a [f32]>,
     window: Window,
 }
 
-impl Product<'_> {
+impl<'a> Product<'a> {
+    fn weights(&self) -> impl Iterator<Item = Weight<'a>> {
+        self.gate.into_iter().chain([self.w])
+    }
+
+    fn panels(&self) -> usize {
+        self.w.0.panels()
+    }
+
     fn count(&self) -> usize {
         match self.rows {
             InputRows::All => self.x.rows,
@@ -206,16 +224,11 @@ impl Ops {
     ///
     /// # Panics
     /// If a bias or the activations are of another length.
-    pub fn linears<const M: usize>(
-        &self,
-        ws: [(&PackedMatrix, Option<&[f32]>); M],
-        x: &Activations<'_>,
-    ) -> [Tensor; M] {
+    pub fn linears<const M: usize>(&self, ws: [Weight<'_>; M], x: &Activations<'_>) -> [Tensor; M] {
         let mut ys = ws.map(|(w, _)| self.dirty(x.rows, w.n));
         let mut products = Vec::with_capacity(M);
-        for ((w, bias), y) in ws.into_iter().zip(&mut ys) {
-            assert!(bias.is_none_or(|b| b.len() == w.n), "a bias of another length");
-            products.push(Product { w, x, rows: InputRows::All, bias, window: Window::whole(y) });
+        for (w, y) in ws.into_iter().zip(&mut ys) {
+            products.push(Product { w, gate: None, x, rows: InputRows::All, window: Window::whole(y) });
         }
         self.run_products(&products);
         ys
@@ -238,70 +251,92 @@ impl Ops {
         let products: Vec<Product<'_>> = (ws.iter().zip(&lists).enumerate())
             .map(|(h, (w, list))| {
                 let window = Window { col0: h * n, ..whole };
-                Product { w, x: &act, rows: InputRows::List(list), bias: None, window }
+                Product { w: (w, None), gate: None, x: &act, rows: InputRows::List(list), window }
             })
             .collect();
         self.run_products(&products);
         y
     }
 
-    /// Each pair of `plan` through its expert's matrix of each list, as one set of tasks: [pairs, N], rows in the plan's order.
-    pub fn moe_linears<const M: usize>(
+    /// Each pair of `plan` through its expert's matrix, as one set of tasks: [pairs, N], rows in the plan's order.
+    pub fn moe_linear(
         &self,
-        lists: [&[PackedMatrix]; M],
+        ws: &[PackedMatrix],
         x: &Activations<'_>,
         plan: &ExpertPlan,
         rows: PairRows,
-    ) -> [Tensor; M] {
+    ) -> Tensor {
+        self.moe(None, ws, x, plan, rows)
+    }
+
+    fn moe(
+        &self,
+        gates: Option<&[PackedMatrix]>,
+        ws: &[PackedMatrix],
+        x: &Activations<'_>,
+        plan: &ExpertPlan,
+        rows: PairRows,
+    ) -> Tensor {
         let pairs: Vec<u32> = (0..plan.row_tokens().len() as u32).collect();
         let source = match rows {
             PairRows::PerToken => plan.row_tokens(),
             PairRows::PerExpertPair => &pairs,
         };
-        let mut ys = lists.map(|ws| self.dirty(pairs.len(), ws.first().map_or(0, |w| w.n)));
-        let mut products = Vec::with_capacity(M * plan.groups().len());
-        for (ws, y) in lists.into_iter().zip(&mut ys) {
-            let whole = Window::whole(y);
-            products.extend(plan.groups().iter().map(|(expert, range)| Product {
-                w: &ws[*expert],
-                x,
-                rows: InputRows::List(&source[range.clone()]),
-                bias: None,
-                window: Window { row0: range.start, ..whole },
-            }));
-        }
-        self.run_products(&products);
-        ys
+        let mut y = self.dirty(pairs.len(), ws.first().map_or(0, |w| w.n));
+        let whole = Window::whole(&mut y);
+        let product = |(expert, range): &(usize, Range<usize>)| Product {
+            w: (&ws[*expert], None),
+            gate: gates.map(|gates| (&gates[*expert], None)),
+            x,
+            rows: InputRows::List(&source[range.clone()]),
+            window: Window { row0: range.start, ..whole },
+        };
+        self.run_products(&plan.groups().iter().map(product).collect::<Vec<_>>());
+        y
     }
 
     /// Runs all products as one set of tasks, so that small ones share the threads.
+    ///
+    /// # Panics
+    /// If a bias or the activations are of another length, or a product's two matrices of another shape.
     fn run_products(&self, products: &[Product<'_>]) {
-        // Int8 forms are made here, before the tasks, so that making them runs on all threads.
         for product in products {
-            assert_eq!(product.w.k, product.x.cols, "activations of another width");
-            if let Form::Quant(m) = &product.w.form {
-                product.x.quant(self, m.activation_blocks());
+            for (w, bias) in product.weights() {
+                assert_eq!(w.k, product.x.cols, "activations of another width");
+                assert_eq!(w.n, product.w.0.n, "a gate of another shape");
+                assert!(bias.is_none_or(|b| b.len() == w.n), "a bias of another length");
+                // Int8 forms are made here, before the tasks, so that making them runs on all threads.
+                if let Form::Quant(m) = &w.form {
+                    product.x.quant(self, m.activation_blocks());
+                }
             }
         }
         let tasks = self.cut(products);
         self.pool().run(tasks.len(), &|task, _| {
             let (i, panels) = tasks[task].clone();
-            let Product { w, x, rows, bias, window } = &products[i];
-            match &w.form {
-                Form::Dense(m) => m.gemm(self.isa(), x, *rows, panels.clone(), *window),
-                Form::Quant(m) => {
-                    let act = x.quant(self, m.activation_blocks());
-                    m.gemm(self.isa(), act, *rows, panels.clone(), *window);
-                }
-            }
-            let Some(bias) = bias else { return };
-            let columns = panels.start * PANEL..(panels.end * PANEL).min(w.n);
-            for row in 0..products[i].count() {
-                // SAFETY: a task owns its panels' columns.
-                let y = unsafe { window.slice(row, columns.start, columns.len()) };
-                y.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, b)| *y += b);
+            match &products[i].gate {
+                None => self.multiply(&products[i], products[i].w, panels, products[i].window),
+                Some(gate) => self.multiply_gated(&products[i], *gate, panels),
             }
         });
+    }
+
+    /// Panels of a product with one of its matrices, and what is added, as a task that owns them.
+    fn multiply(&self, product: &Product<'_>, (w, bias): Weight<'_>, panels: Range<usize>, window: Window) {
+        match &w.form {
+            Form::Dense(m) => m.gemm(self.isa(), product.x, product.rows, panels.clone(), window),
+            Form::Quant(m) => {
+                let act = product.x.quant(self, m.activation_blocks());
+                m.gemm(self.isa(), act, product.rows, panels.clone(), window);
+            }
+        }
+        let Some(bias) = bias else { return };
+        let columns = w.columns(&panels);
+        for row in 0..product.count() {
+            // SAFETY: a task owns its panels' columns.
+            let y = unsafe { window.slice(row, columns.start, columns.len()) };
+            y.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, b)| *y += b);
+        }
     }
 
     /// Tasks of panels of one product each: long ones first, to stream, and short ones last, so that all threads end together.
@@ -309,11 +344,11 @@ impl Ops {
     /// Each start of a task costs some tenths of a microsecond, until lines come ahead of their use again, so tasks are few. The
     /// first is half of a thread's share and not all of it: a thread that other programs slow down leaves the rest to the others.
     fn cut(&self, products: &[Product<'_>]) -> Vec<(usize, Range<usize>)> {
-        let cost = |p: &Product<'_>| p.w.bytes() / p.w.panels().max(1);
-        let mut left: usize = products.iter().map(|p| cost(p) * p.w.panels()).sum();
+        let cost = |p: &Product<'_>| p.weights().map(|(w, _)| w.bytes()).sum::<usize>() / p.panels().max(1);
+        let mut left: usize = products.iter().map(|p| cost(p) * p.panels()).sum();
         let mut tasks = Vec::new();
         for (i, product) in products.iter().enumerate() {
-            let (panels, cost) = (product.w.panels(), cost(product).max(1));
+            let (panels, cost) = (product.panels(), cost(product).max(1));
             let mut at = 0;
             while at < panels && product.count() > 0 {
                 let most = (left / (2 * self.pool().threads()) / cost).max(1);

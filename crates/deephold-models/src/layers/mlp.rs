@@ -30,8 +30,7 @@ impl Mlp {
 
     /// [T, H] -> [T, H]
     pub(crate) fn forward(&self, ops: &Ops, x: &Activations<'_>) -> Tensor {
-        let [gate, up] = ops.linears([&self.gate_proj, &self.up_proj].map(Linear::parts), x); // [T, I]
-        let hidden = ops.silu_mul(&gate, &up); // [T, I]
+        let hidden = ops.gated(self.gate_proj.parts(), self.up_proj.parts(), x); // [T, I]
         self.down_proj.forward(ops, &Activations::new(&hidden))
     }
 }

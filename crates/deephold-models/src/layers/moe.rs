@@ -210,10 +210,9 @@ impl Moe {
         let scores = ops.linear(&self.gate, x);
         let plan = ops.route(&scores, self.e_score_correction_bias.as_deref(), &self.spec);
         // 2. One row a pair of token and expert: [P, I], then [P, H].
-        let [gate, up] = ops.moe_linears([&self.gate_proj, &self.up_proj], x, &plan, PairRows::PerToken);
-        let hidden = ops.silu_mul(&gate, &up);
+        let hidden = ops.moe_gated(&self.gate_proj, &self.up_proj, x, &plan);
         let hidden = Activations::new(&hidden);
-        let [routed] = ops.moe_linears([&self.down_proj], &hidden, &plan, PairRows::PerExpertPair);
+        let routed = ops.moe_linear(&self.down_proj, &hidden, &plan, PairRows::PerExpertPair);
         // 3. Shared experts, then the weighted sum in the order of each token's ranks.
         let mut out = match &self.shared_experts {
             Some(shared) => shared.forward(ops, x),

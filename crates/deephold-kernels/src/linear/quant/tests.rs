@@ -63,7 +63,7 @@ fn product(
     let out = SharedOut::new(&mut y);
     pool.run(m.panels().div_ceil(per_task), &|task, _| {
         let panels = task * per_task..((task + 1) * per_task).min(m.panels());
-        m.gemm(isa, &act, InputRows::All, panels, Window { out, row0: 0, col0: 0, stride: m.n });
+        m.gemm(isa, &act, InputRows::All, panels, Window { out, row0: 0, col0: 0, skip: 0, stride: m.n });
     });
     y
 }
@@ -199,7 +199,7 @@ fn listed_rows_go_where_they_belong() {
     let many: Vec<u32> = (0..50).map(|i| i * i % 6).collect();
     for list in [&[5u32, 0, 3, 3, 1][..], &many] {
         let mut y = vec![0.0; 52 * 40];
-        let window = Window { out: SharedOut::new(&mut y), row0: 1, col0: 4, stride: 40 };
+        let window = Window { out: SharedOut::new(&mut y), row0: 1, col0: 4, skip: 0, stride: 40 };
         m.gemm(Isa::detect(), &act, InputRows::List(list), 0..2, window);
         for (i, &row) in list.iter().enumerate() {
             let from = row as usize * n;
