@@ -323,14 +323,22 @@ fn gated_products_are_silu_of_one_times_the_other() {
                 PackedMatrix::pack(ops.pool(), dtype, n, k, &bytes).unwrap()
             };
             let (gate, up, bias) = (matrix(1), matrix(2), noise(3, n));
-            // With so many rows a part of the columns is gated at a time.
-            for rows in [1, 3, 400] {
-                let x = ops.tensor_from(rows, k, &noise(4, rows * k));
+            let input = noise(4, 513 * k);
+            let single = |row: usize| {
+                let x = ops.tensor_from(1, k, &input[row * k..][..k]);
+                bits(&ops.gated((&gate, Some(&bias)), (&up, None), &Activations::new(&x)))
+            };
+            // With so many rows a part of the columns is gated at a time, and a part of the rows is computed at a time.
+            for rows in [1, 3, 513] {
+                let x = ops.tensor_from(rows, k, &input[..rows * k]);
                 let x = Activations::new(&x);
                 let [gates, mut hidden] = ops.linears([(&gate, Some(&bias[..])), (&up, None)], &x);
                 ops.silu_mul(&gates, &mut hidden);
                 let fused = ops.gated((&gate, Some(&bias)), (&up, None), &x);
                 assert_eq!(bits(&fused), bits(&hidden), "{dtype} {rows} rows");
+                for row in [0, rows / 2, rows - 1] {
+                    assert_eq!(bits(&fused)[row * n..][..n], single(row), "{dtype} row {row} of {rows}");
+                }
             }
         }
     }

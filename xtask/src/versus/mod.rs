@@ -69,7 +69,7 @@ impl Options {
     }
 }
 
-/// Runs what `args` ask for and writes docs/benchmarks/DATE-CPU-versus-llama-cpp.json after each work.
+/// Runs what `args` ask for and writes docs/benchmarks/DATE-CPU-ISA-versus-llama-cpp.json after each work.
 ///
 /// # Errors
 /// Something is missing or fails, or the machine is too noisy.
@@ -79,7 +79,9 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     let peer = LlamaCpp::find(root, options.threads)?;
     let models = models_folder(root)?;
     let date = today()?;
-    let path = root.join("docs/benchmarks").join(format!("{date}-{}-versus-llama-cpp.json", cpu_slug()));
+    // Two machines of one day must not meet in one file: each row's machine and instruction set are the file's.
+    let name = format!("{date}-{}-{}-versus-llama-cpp.json", slug(&cpu()), ours.isa());
+    let path = root.join("docs/benchmarks").join(name);
     let mut report = Report::open(&path, date)?;
     let mut noisy = Vec::new();
     for work in &options.works {
@@ -291,9 +293,9 @@ fn memory() -> Option<u64> {
     Some(value.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// The processor's name in letters that a file name takes.
-fn cpu_slug() -> String {
-    let name = cpu_name().to_lowercase();
+/// A name in letters that a file name takes.
+fn slug(name: &str) -> String {
+    let name = name.to_lowercase();
     let parts: Vec<&str> =
         name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|p| !p.is_empty()).collect();
     parts.join("-")

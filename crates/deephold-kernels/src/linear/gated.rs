@@ -5,9 +5,8 @@
 //! [`silu_mul`] after them.
 
 use std::cell::RefCell;
-use std::ops::Range;
 
-use super::{Activations, PANEL, PairRows, Product, Weight};
+use super::{Activations, PANEL, PairRows, Part, Product, Weight};
 use crate::elementwise::silu_mul;
 use crate::linear::quant::InputRows;
 use crate::route::ExpertPlan;
@@ -48,20 +47,21 @@ impl Ops {
         self.moe(Some(gates), ups, x, plan, PairRows::PerToken)
     }
 
-    /// Panels of a product and of its gate, as a task that owns them.
-    pub(super) fn multiply_gated(&self, product: &Product<'_>, gate: Weight<'_>, panels: Range<usize>) {
-        let rows = product.count();
-        let at_once = (GATES / (rows * PANEL).max(1)).max(PANELS_MIN);
+    /// A part of a product and of its gate, as a task that owns its panels.
+    pub(super) fn multiply_gated(&self, product: &Product<'_>, gate: Weight<'_>, part: Part) {
+        let rows = part.rows;
+        let at_once = (GATES / (rows.len() * PANEL).max(1)).max(PANELS_MIN);
         SCRATCH.with_borrow_mut(|scratch| {
-            for start in panels.clone().step_by(at_once) {
-                let part = start..panels.end.min(start + at_once);
-                let columns = gate.0.columns(&part);
+            for start in part.panels.clone().step_by(at_once) {
+                let part = Part { rows: rows.clone(), panels: start..part.panels.end.min(start + at_once) };
+                let columns = gate.0.columns(&part.panels);
                 let (skip, stride) = (columns.start, columns.len());
-                scratch.resize(scratch.len().max(rows * stride), 0.0);
-                let gates = Window { out: SharedOut::new(scratch), row0: 0, col0: 0, skip, stride };
-                self.multiply(product, gate, part.clone(), gates);
-                self.multiply(product, product.w, part, product.window);
-                for row in 0..rows {
+                scratch.resize(scratch.len().max(rows.len() * stride), 0.0);
+                let out = SharedOut::new(scratch);
+                let gates = Window { out, row0: 0, col0: 0, skip: skip + rows.start * stride, stride };
+                self.multiply(product, gate, &part, gates);
+                self.multiply(product, product.w, &part, product.window);
+                for row in rows.clone() {
                     // SAFETY: a task owns its panels' columns, and a thread its scratch memory; `isa` is available.
                     unsafe {
                         let gate = gates.slice(row, skip, stride);

@@ -21,6 +21,10 @@ use quant::{ActivationBlocks, InputRows, QuantMatrix, QuantizedActivations};
 /// Output rows a panel.
 pub(crate) const PANEL: usize = 16;
 
+/// Input rows that meet all panels of a task before the next ones do: in int8 what the second cache holds, or nearly. All rows of a
+/// long prompt would come from memory again for each panel (docs/lab.md, 2026-12-01).
+const ROWS_AT_ONCE: usize = 512;
+
 /// A weight matrix [N out, K in] in the layout that the kernels read.
 pub struct PackedMatrix {
     n: usize,
@@ -196,6 +200,13 @@ struct Product<'a> {
     window: Window,
 }
 
+/// What is computed of a product at a time: some of its rows, counted as it reads them, with some panels.
+#[derive(Clone)]
+struct Part {
+    rows: Range<usize>,
+    panels: Range<usize>,
+}
+
 impl<'a> Product<'a> {
     fn weights(&self) -> impl Iterator<Item = Weight<'a>> {
         self.gate.into_iter().chain([self.w])
@@ -314,25 +325,33 @@ impl Ops {
         let tasks = self.cut(products);
         self.pool().run(tasks.len(), &|task, _| {
             let (i, panels) = tasks[task].clone();
-            match &products[i].gate {
-                None => self.multiply(&products[i], products[i].w, panels, products[i].window),
-                Some(gate) => self.multiply_gated(&products[i], *gate, panels),
+            let (product, count) = (&products[i], products[i].count());
+            // Parts of nearly equal size: a short one would read the panels for a few rows.
+            let parts = count.div_ceil(ROWS_AT_ONCE);
+            for part in 0..parts {
+                let rows = count * part / parts..count * (part + 1) / parts;
+                let part = Part { rows, panels: panels.clone() };
+                match &product.gate {
+                    None => self.multiply(product, product.w, &part, product.window),
+                    Some(gate) => self.multiply_gated(product, *gate, part),
+                }
             }
         });
     }
 
-    /// Panels of a product with one of its matrices, and what is added, as a task that owns them.
-    fn multiply(&self, product: &Product<'_>, (w, bias): Weight<'_>, panels: Range<usize>, window: Window) {
+    /// A part of a product with one of its matrices, and what is added, as a task that owns its panels. The window's first row is
+    /// that of the product.
+    fn multiply(&self, product: &Product<'_>, (w, bias): Weight<'_>, part: &Part, window: Window) {
         match &w.form {
-            Form::Dense(m) => m.gemm(self.isa(), product.x, product.rows, panels.clone(), window),
+            Form::Dense(m) => m.gemm(self.isa(), product.x, product.rows, part, window),
             Form::Quant(m) => {
                 let act = product.x.quant(self, m.activation_blocks());
-                m.gemm(self.isa(), act, product.rows, panels.clone(), window);
+                m.gemm(self.isa(), act, product.rows, part, window);
             }
         }
         let Some(bias) = bias else { return };
-        let columns = w.columns(&panels);
-        for row in 0..product.count() {
+        let columns = w.columns(&part.panels);
+        for row in part.rows.clone() {
             // SAFETY: a task owns its panels' columns.
             let y = unsafe { window.slice(row, columns.start, columns.len()) };
             y.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, b)| *y += b);

@@ -5,12 +5,10 @@
 
 mod tile;
 
-use std::ops::Range;
-
 use deephold_quant::DType;
 
 use super::quant::InputRows;
-use super::{Activations, PANEL};
+use super::{Activations, PANEL, Part};
 use crate::memory::Memory;
 use crate::tensor::Window;
 use crate::{Isa, KernelError, ThreadPool};
@@ -161,23 +159,19 @@ impl DenseMatrix {
         isa: Isa,
         x: &Activations<'_>,
         rows: InputRows<'_>,
-        panels: Range<usize>,
+        part: &Part,
         window: Window,
     ) {
-        let count = match rows {
-            InputRows::All => x.rows,
-            InputRows::List(list) => list.len(),
-        };
         let row = |i: usize| match rows {
             InputRows::All => x.row(i),
             InputRows::List(list) => x.row(list[i] as usize),
         };
-        for panel in panels {
+        for panel in part.panels.clone() {
             let width = PANEL.min(self.n - panel * PANEL);
             let bytes = &self.data[panel * self.panel_bytes..][..self.panel_bytes];
-            let mut i = 0;
-            while i < count {
-                let tile = (count - i).min(tile::TOKENS);
+            let mut i = part.rows.start;
+            while i < part.rows.end {
+                let tile = (part.rows.end - i).min(tile::TOKENS);
                 let mut y = [[0f32; PANEL]; tile::TOKENS];
                 let mut xs: [&[f32]; tile::TOKENS] = [&[]; tile::TOKENS];
                 for (j, x) in xs[..tile].iter_mut().enumerate() {

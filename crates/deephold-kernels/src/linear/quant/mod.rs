@@ -42,13 +42,12 @@ mod wide;
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64 as x86;
-use std::ops::Range;
 
 use deephold_quant::DType;
 
 pub(crate) use act::{ActivationBlocks, QuantizedActivations};
 
-use super::PANEL;
+use super::{PANEL, Part};
 use crate::memory::Memory;
 use crate::tensor::Window;
 use crate::{Isa, KernelError, ThreadPool};
@@ -198,49 +197,46 @@ impl QuantMatrix {
         if self.layout.block_len() == 32 { ActivationBlocks::Of32 } else { ActivationBlocks::Of256 }
     }
 
-    /// Computes output columns `16 * panels` for the given rows of `act`, which go to the window's rows in their order.
+    /// Computes the part's panels of 16 output columns for its rows out of `rows`, which go to the window's rows of the same numbers.
     pub(crate) fn gemm(
         &self,
         isa: Isa,
         act: &QuantizedActivations,
         rows: InputRows<'_>,
-        panels: Range<usize>,
+        part: &Part,
         window: Window,
     ) {
         assert!(act.kind == self.activation_blocks() && act.k == self.k, "activations of another shape");
-        let count = match rows {
-            InputRows::All => act.rows,
-            InputRows::List(list) => list.len(),
-        };
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::Avx2 && self.k > 0 {
-            if avx2_many::takes(self.layout, count) {
-                return self.gemm_apart::<avx2_many::Unpacked>(act, rows, count, panels, window);
+            if avx2_many::takes(self.layout, part.rows.len()) {
+                return self.gemm_apart::<avx2_many::Unpacked>(act, rows, part, window);
             }
-            if avx2_words::takes(self.layout, act, count) {
-                return self.gemm_apart::<avx2_words::Words>(act, rows, count, panels, window);
+            if avx2_words::takes(self.layout, act, part.rows.len()) {
+                return self.gemm_apart::<avx2_words::Words>(act, rows, part, window);
             }
         }
         let panel_bytes = self.k / self.layout.block_len() * self.layout.block_bytes();
         // Each tile writes its part whole.
         let (mut at, mut y) = ([0; 8], [[0f32; PANEL]; 8]);
-        for panel in panels {
+        for panel in part.panels.clone() {
             let bytes = &self.data[panel * panel_bytes..][..panel_bytes];
             let width = PANEL.min(self.n - panel * PANEL);
-            let mut i = 0;
-            while i < count {
-                let tile = match count - i {
+            let mut i = part.rows.start;
+            while i < part.rows.end {
+                let first = i == part.rows.start;
+                let tile = match part.rows.end - i {
                     // A panel that comes from memory serves eight rows at once: 32 registers hold their sums. For later rows it
                     // lies in the caches, and four at a time are a little faster.
-                    8.. if isa == Isa::Avx512 && i == 0 => 8,
+                    8.. if isa == Isa::Avx512 && first => 8,
                     4.. => 4,
                     2 | 3 => 2,
                     _ => 1,
                 };
                 let at = &mut at[..tile];
                 rows.put(i, act, at);
-                // With one row AVX-512 is as fast as memory without being told (docs/lab.md, 2026-11-27).
-                let fetch = i == 0 && (isa != Isa::Avx512 || tile == 8);
+                // With one row AVX-512 is as fast as memory without being told (docs/lab.md, 2026-11-27 and 2026-12-01).
+                let fetch = first && (isa != Isa::Avx512 || tile == 8);
                 self.tile(isa, bytes, act, at, &mut y[..tile], fetch);
                 for (j, y) in y[..tile].iter().enumerate() {
                     // SAFETY: each output element belongs to one panel and row, and panels to one task.
@@ -257,10 +253,10 @@ impl QuantMatrix {
         &self,
         act: &QuantizedActivations,
         rows: InputRows<'_>,
-        count: usize,
-        panels: Range<usize>,
+        part: &Part,
         window: Window,
     ) {
+        let (panels, count) = (part.panels.clone(), part.rows.len());
         let block_bytes = self.layout.block_bytes();
         let blocks = self.k / self.layout.block_len();
         let at_once = blocks.div_ceil(blocks.div_ceil(B::BLOCKS_MAX));
@@ -285,8 +281,8 @@ impl QuantMatrix {
                     let next = next..(next + group.len() * length * block_bytes).min(self.data.len());
                     for tile in 0..tiles {
                         avx2_many::ask_for(self.data.get(next.clone()).unwrap_or_default(), tile, tiles);
-                        let i = tile * B::ROWS;
-                        let y = &mut y[..B::ROWS.min(count - i)];
+                        let i = part.rows.start + tile * B::ROWS;
+                        let y = &mut y[..B::ROWS.min(part.rows.end - i)];
                         let at = &mut at[..y.len()];
                         rows.put(i, act, at);
                         for (panel, apart) in group.clone().zip(apart.chunks_exact(length)) {

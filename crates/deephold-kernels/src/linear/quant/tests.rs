@@ -63,7 +63,8 @@ fn product(
     let out = SharedOut::new(&mut y);
     pool.run(m.panels().div_ceil(per_task), &|task, _| {
         let panels = task * per_task..((task + 1) * per_task).min(m.panels());
-        m.gemm(isa, &act, InputRows::All, panels, Window { out, row0: 0, col0: 0, skip: 0, stride: m.n });
+        let part = Part { rows: 0..rows, panels };
+        m.gemm(isa, &act, InputRows::All, &part, Window { out, row0: 0, col0: 0, skip: 0, stride: m.n });
     });
     y
 }
@@ -200,7 +201,13 @@ fn listed_rows_go_where_they_belong() {
     for list in [&[5u32, 0, 3, 3, 1][..], &many] {
         let mut y = vec![0.0; 52 * 40];
         let window = Window { out: SharedOut::new(&mut y), row0: 1, col0: 4, skip: 0, stride: 40 };
-        m.gemm(Isa::detect(), &act, InputRows::List(list), 0..2, window);
+        m.gemm(
+            Isa::detect(),
+            &act,
+            InputRows::List(list),
+            &Part { rows: 0..list.len(), panels: 0..2 },
+            window,
+        );
         for (i, &row) in list.iter().enumerate() {
             let from = row as usize * n;
             assert_eq!(bits(&y[(i + 1) * 40 + 4..][..n]), bits(&all[from..from + n]));
