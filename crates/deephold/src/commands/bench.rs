@@ -116,12 +116,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         f32_flops_per_second: first.f32_flops_per_second.max(second.f32_flops_per_second),
     };
     let work = Work::of(&loaded, engine_args.load_as.map(DType::from))?;
+    // Of a prompt only the last token is followed by another; of sequences that are decoded every one.
     let figure = |name: String, batch: Option<usize>, tokens: usize, rates: Vec<f64>| Figure {
         name,
         batch,
         rates,
-        limit: tokens as f64 / work.seconds(tokens, &ceilings),
-        macs_per_token: work.macs_per_token(),
+        limit: tokens as f64 / work.seconds(tokens, batch.unwrap_or(1), &ceilings),
+        macs_per_token: work.macs(tokens, batch.unwrap_or(1)) / tokens as f64,
         bytes_per_token: work.bytes(tokens) / tokens as f64,
     };
     let mut figures = Vec::new();
@@ -183,9 +184,21 @@ fn show(args: &BenchArgs, loaded: &Loaded, ceilings: &Ceilings, figures: &[Figur
     Ok(())
 }
 
+/// A matrix that takes part in a pass.
+struct Matrix {
+    bytes: f64,
+    elements: f64,
+    /// Of all experts those that a row takes.
+    share: f64,
+    /// Multiplied in int8, otherwise in f32.
+    integer: bool,
+    /// The vocabulary: only rows that a token follows meet it.
+    is_output: bool,
+}
+
 /// What one pass must at least do.
 struct Work {
-    tensors: Vec<(f64, f64, f64, bool)>,
+    matrices: Vec<Matrix>,
 }
 
 impl Work {
@@ -208,29 +221,38 @@ impl Work {
             // This one format is multiplied in f32.
             let integer = dtype.is_quantized() && dtype != DType::IQ4XS;
             let share = t.active_share.0 as f64 / t.active_share.1 as f64;
-            Some((bytes, elements, share, integer))
+            let is_output = is_embedding || t.name == "lm_head.weight";
+            Some(Matrix { bytes, elements, share, integer, is_output })
         };
-        Ok(Self { tensors: expected_tensors(c)?.into_iter().filter_map(one).collect() })
+        Ok(Self { matrices: expected_tensors(c)?.into_iter().filter_map(one).collect() })
     }
 
     /// Bytes of weights that a pass of `tokens` rows reads. Of E experts a row takes k, so n rows are expected to touch a share
     /// of 1 - (1 - k/E)^n of them.
     fn bytes(&self, tokens: usize) -> f64 {
         let of = |share: f64| 1.0 - (1.0 - share).powf(tokens as f64);
-        self.tensors.iter().map(|(stored, _, share, _)| stored * of(*share)).sum()
+        self.matrices.iter().map(|m| m.bytes * of(m.share)).sum()
     }
 
-    fn macs_per_token(&self) -> f64 {
-        self.tensors.iter().map(|(_, elements, share, _)| elements * share).sum()
+    /// Multiply-adds of each matrix in a pass of `tokens` rows, of which `outputs` are followed by a token.
+    fn macs_each(&self, tokens: usize, outputs: usize) -> impl Iterator<Item = (&Matrix, f64)> {
+        self.matrices.iter().map(move |m| {
+            let rows = if m.is_output { outputs } else { tokens };
+            (m, m.elements * m.share * rows as f64)
+        })
     }
 
-    /// Seconds for a pass of `tokens` rows at the measured ceilings.
-    fn seconds(&self, tokens: usize, c: &Ceilings) -> f64 {
-        let compute = |(_, elements, share, integer): &(f64, f64, f64, bool)| {
-            let macs = elements * share * tokens as f64;
-            if *integer { macs / c.int8_macs_per_second } else { 2.0 * macs / c.f32_flops_per_second }
+    fn macs(&self, tokens: usize, outputs: usize) -> f64 {
+        self.macs_each(tokens, outputs).map(|(_, macs)| macs).sum()
+    }
+
+    /// Seconds for such a pass at the measured ceilings.
+    fn seconds(&self, tokens: usize, outputs: usize, c: &Ceilings) -> f64 {
+        let compute = |(m, macs): (&Matrix, f64)| {
+            if m.integer { macs / c.int8_macs_per_second } else { 2.0 * macs / c.f32_flops_per_second }
         };
-        (self.bytes(tokens) / c.read_bytes_per_second).max(self.tensors.iter().map(compute).sum())
+        let compute = self.macs_each(tokens, outputs).map(compute).sum();
+        (self.bytes(tokens) / c.read_bytes_per_second).max(compute)
     }
 }
 
