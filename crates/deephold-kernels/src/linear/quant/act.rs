@@ -28,7 +28,8 @@ pub(crate) struct QuantizedActivations {
     pub(super) sums32: Vec<i16>,
     /// K256: sums of 16 codes, [rows, k / 16].
     pub(super) sums16: Vec<i16>,
-    /// K256: -32 times the sums over 16 codes of the first two, and the last two, of each four, [rows, k / 16, 2].
+    /// K256: -32 times the sums over 16 codes, [rows, k / 16, 2]. With AVX2 of the first two, and the last two, of each four; otherwise
+    /// of all, as one number of 32 bits, low half first.
     pub(super) center: Vec<i16>,
     /// K32, with AVX2 and many rows: the codes as words, of each four the first, the third, the second and the fourth, [rows, k].
     pub(super) words: Vec<i16>,
@@ -101,21 +102,20 @@ fn round(isa: Isa, block: usize, x: &[f32], out: &mut RowOut<'_>) {
     #[cfg(target_arch = "x86_64")]
     if matches!(isa, Isa::Avx2 | Isa::AvxVnni | Isa::Avx512) {
         // SAFETY: `Ops` takes only an available set, and the wider ones include AVX2.
-        return unsafe { round_avx2(block, x, out) };
+        return unsafe { round_avx2(isa, block, x, out) };
     }
-    let _ = isa;
-    round_plain(block, x, out);
+    round_plain(isa, block, x, out);
 }
 
 /// The plain loops, compiled for AVX2: the compiler vectorizes them, with the same bits.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn round_avx2(block: usize, x: &[f32], out: &mut RowOut<'_>) {
-    round_plain(block, x, out);
+fn round_avx2(isa: Isa, block: usize, x: &[f32], out: &mut RowOut<'_>) {
+    round_plain(isa, block, x, out);
 }
 
 #[inline(always)]
-fn round_plain(block: usize, x: &[f32], out: &mut RowOut<'_>) {
+fn round_plain(isa: Isa, block: usize, x: &[f32], out: &mut RowOut<'_>) {
     for (b, (x, q)) in x.chunks_exact(block).zip(out.q.chunks_exact_mut(block)).enumerate() {
         // Magnitudes compare like their bits, and NaN is above infinity.
         let top = x.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
@@ -147,7 +147,10 @@ fn round_plain(block: usize, x: &[f32], out: &mut RowOut<'_>) {
             last += i16::from(q[2]) + i16::from(q[3]);
         }
         *s = first + last;
-        // At most 32 * 8 * 127 = 32512 in magnitude.
-        (center[0], center[1]) = (-32 * first, -32 * last);
+        // Each at most 32 * 8 * 127 = 32512 in magnitude.
+        let (first, last) = (-32 * first, -32 * last);
+        let all = i32::from(first) + i32::from(last);
+        (center[0], center[1]) =
+            if isa == Isa::Avx2 { (first, last) } else { (all as i16, (all >> 16) as i16) };
     }
 }

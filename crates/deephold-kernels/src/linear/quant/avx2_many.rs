@@ -86,14 +86,6 @@ pub(super) unsafe fn get<E>(from: &E) -> __m256i {
     unsafe { load(std::ptr::from_ref(from).cast()) }
 }
 
-/// Asks for part `i` of `count` of these bytes.
-pub(super) fn ask_for(bytes: &[u8], i: usize, count: usize) {
-    for line in bytes[bytes.len() * i / count..bytes.len() * (i + 1) / count].chunks(64) {
-        // SAFETY: a prefetch touches nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
-    }
-}
-
 impl TakenApart for Unpacked {
     const ZERO: Self = Self {
         codes: [[[0; 32]; 2]; 64],

@@ -42,6 +42,7 @@ mod wide;
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64 as x86;
+use std::ops::Range;
 
 use deephold_quant::DType;
 
@@ -144,6 +145,17 @@ impl InputRows<'_> {
     }
 }
 
+/// Asks for these of `count` parts of the bytes, into the second cache.
+fn ask_for(bytes: &[u8], parts: Range<usize>, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes[bytes.len() * parts.start / count..bytes.len() * parts.end / count].chunks(64) {
+        // SAFETY: a prefetch touches nothing.
+        unsafe { x86::_mm_prefetch::<{ x86::_MM_HINT_T1 }>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, parts, count);
+}
+
 /// Copies a row's part of a panel, which mostly is whole: then the compiler knows its length.
 fn copy(to: &mut [f32], from: &[f32]) {
     match (to.first_chunk_mut::<PANEL>(), from.first_chunk::<PANEL>()) {
@@ -221,8 +233,11 @@ impl QuantMatrix {
         let (mut at, mut y) = ([0; 8], [[0f32; PANEL]; 8]);
         for panel in part.panels.clone() {
             let bytes = &self.data[panel * panel_bytes..][..panel_bytes];
+            // What comes next is asked for while this panel, then in a cache, meets later rows: memory would rest meanwhile.
+            let next = if panel + 1 < part.panels.end { (panel + 1) * panel_bytes } else { self.data.len() };
+            let next = &self.data[next..self.data.len().min(next + panel_bytes)];
             let width = PANEL.min(self.n - panel * PANEL);
-            let mut i = part.rows.start;
+            let (mut i, mut head) = (part.rows.start, 0);
             while i < part.rows.end {
                 let first = i == part.rows.start;
                 let tile = match part.rows.end - i {
@@ -237,6 +252,12 @@ impl QuantMatrix {
                 rows.put(i, act, at);
                 // With one row AVX-512 is as fast as memory without being told (docs/lab.md, 2026-11-27 and 2026-12-01).
                 let fetch = first && (isa != Isa::Avx512 || tile == 8);
+                if first {
+                    head = tile;
+                } else {
+                    let done = i - part.rows.start - head;
+                    ask_for(next, done..done + tile, part.rows.len() - head);
+                }
                 self.tile(isa, bytes, act, at, &mut y[..tile], fetch);
                 for (j, y) in y[..tile].iter().enumerate() {
                     // SAFETY: each output element belongs to one panel and row, and panels to one task.
@@ -280,7 +301,7 @@ impl QuantMatrix {
                     let next = (group.start * blocks + first + group.len() * length) * block_bytes;
                     let next = next..(next + group.len() * length * block_bytes).min(self.data.len());
                     for tile in 0..tiles {
-                        avx2_many::ask_for(self.data.get(next.clone()).unwrap_or_default(), tile, tiles);
+                        ask_for(self.data.get(next.clone()).unwrap_or_default(), tile..tile + 1, tiles);
                         let i = part.rows.start + tile * B::ROWS;
                         let y = &mut y[..B::ROWS.min(part.rows.end - i)];
                         let at = &mut at[..y.len()];

@@ -195,6 +195,7 @@ unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
     let blocks = act.k / 256;
     let block_bytes = if MINS { size_of::<Block256Int6Min>() } else { size_of::<Block256Int6>() };
     let q = parts::<T, _>(&act.q, act.k, rows);
+    let center = parts::<T, _>(&act.center, act.k / 8, rows);
     let sums = parts::<T, _>(&act.sums16, act.k / 16, rows);
     let dx = parts::<T, _>(&act.d, blocks, rows);
     // SAFETY: see above.
@@ -214,8 +215,7 @@ unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
                 let scale = W::scales(p.add(offset_of!(Block256Int6, scales) + g * PANEL).cast());
                 for t in 0..T {
                     // Without mins codes are stored 32 too high.
-                    let shift = if MINS { 0 } else { -32 * i32::from(*sums[t].add(b * 16 + g)) };
-                    let mut part = W::splat(shift);
+                    let mut part = W::splat(if MINS { 0 } else { quad(center[t], (b * 16 + g) * 2) });
                     for (i, code) in codes.into_iter().enumerate() {
                         part = W::dot(part, code, quad(q[t], b * 256 + g * 16 + i * 4));
                     }
