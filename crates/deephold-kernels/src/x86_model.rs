@@ -146,12 +146,6 @@ pub(crate) fn _mm512_mullo_epi32(a: __m512i, b: __m512i) -> __m512i {
     Register::of_i32s(|i| a[i].wrapping_mul(b[i]))
 }
 
-/// Of each 32 bits: the sum of the two products of signed 16-bit halves.
-pub(crate) fn _mm512_madd_epi16(a: __m512i, b: __m512i) -> __m512i {
-    let [a, b] = [a, b].map(|v| v.u16s().map(|x| i32::from(x as i16)));
-    Register::of_i32s(|i| (a[2 * i] * b[2 * i]).wrapping_add(a[2 * i + 1] * b[2 * i + 1]))
-}
-
 /// A lane's sum plus the products of four unsigned bytes of `codes` with four signed ones of `x`, wrapping.
 fn dot(sum: i32, codes: [u8; 4], x: [u8; 4]) -> i32 {
     let product = |i: usize| i32::from(codes[i]) * i32::from(x[i] as i8);
@@ -163,7 +157,14 @@ pub(crate) fn _mm512_dpbusd_epi32(sum: __m512i, codes: __m512i, x: __m512i) -> _
     Register::of_i32s(|i| dot(sum[i], codes[i].to_le_bytes(), x[i].to_le_bytes()))
 }
 
-/// The same of AVX-VNNI, with eight lanes.
+/// A lane's sum plus the products of two signed words, wrapping.
+pub(crate) fn _mm512_dpwssd_epi32(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    let sum = sum.i32s();
+    let [a, b] = [a, b].map(|v| v.u16s().map(|x| i32::from(x as i16)));
+    Register::of_i32s(|i| (2 * i..2 * i + 2).fold(sum[i], |sum, j| sum.wrapping_add(a[j] * b[j])))
+}
+
+/// `vpdpbusd` of AVX-VNNI, with eight lanes.
 pub(crate) fn _mm256_dpbusd_avx_epi32(sum: __m256i, codes: __m256i, x: __m256i) -> __m256i {
     // SAFETY: both are 32 bytes, and any bits are a value.
     unsafe {

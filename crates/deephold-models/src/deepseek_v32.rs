@@ -133,7 +133,7 @@ impl IndexerConfig {
     }
 }
 
-/// The lightning indexer: score(t, s) = sum over heads of w[t, h] relu(q[t, h] . k[s]).
+/// The lightning indexer: `score(t, s) = sum over heads of w[t, h] relu(q[t, h] . k[s])`.
 struct Indexer {
     wq_b: Linear,
     wk: Linear,

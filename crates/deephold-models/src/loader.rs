@@ -93,7 +93,7 @@ impl<'a> Loader<'a> {
         Ok(packed)
     }
 
-    /// A vector [n] of finite values.
+    /// A vector `[n]` of finite values.
     pub(crate) fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
         let view = self.view(name, &[n])?;
         let values = view.to_f32()?;

@@ -40,12 +40,12 @@ impl<'a> TensorList<'a> {
         self.push(name, shape, (1, 1));
     }
 
-    /// [n]
+    /// `[n]`
     pub(crate) fn vector(&mut self, name: &str, n: usize) {
         self.tensor(name, &[n]);
     }
 
-    /// `<name>.weight` [n, k], its block scales where the file has them, and `<name>.bias` [n] where `bias`.
+    /// `<name>.weight` [n, k], its block scales where the file has them, and `<name>.bias` `[n]` where `bias`.
     pub(crate) fn linear(&mut self, name: &str, n: usize, k: usize, bias: bool) {
         self.matrix(name, n, k, (1, 1));
         if bias {

@@ -30,12 +30,10 @@ enum Set {
 
 /// All that can be tested here.
 fn sets() -> Vec<Set> {
-    let mut sets: Vec<Set> = available().into_iter().map(Set::Real).collect();
+    let sets = available().into_iter().map(Set::Real);
     #[cfg(target_arch = "x86_64")]
-    if Isa::Avx2.is_available() {
-        sets.push(Set::Modelled);
-    }
-    sets
+    let sets = sets.chain(Isa::Avx2.is_available().then_some(Set::Modelled));
+    sets.collect()
 }
 
 #[inline(always)]

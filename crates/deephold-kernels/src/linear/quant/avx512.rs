@@ -25,6 +25,16 @@ pub(super) unsafe fn tile(
 
 pub(crate) struct Vnni;
 
+/// Of each lane the low words of both, the first's below.
+#[inline(always)]
+unsafe fn words(lanes: [__m512i; 2]) -> __m512i {
+    // SAFETY: the features are the caller's promise.
+    unsafe {
+        let above = _mm512_slli_epi32::<16>(lanes[1]);
+        _mm512_ternarylogic_epi32::<0xf8>(above, lanes[0], _mm512_set1_epi32(0xffff))
+    }
+}
+
 // SAFETY of the unsafe blocks: the features are the caller's promise to every function of the trait, and so are the bytes
 // behind its pointers.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, above")]
@@ -34,6 +44,7 @@ impl Wide for Vnni {
     type Floats = __m512;
 
     const SIGNED_OFFSET: i32 = 128;
+    const PAIRS: bool = true;
 
     #[inline(always)]
     unsafe fn ask_for(p: *const u8) {
@@ -93,10 +104,18 @@ impl Wide for Vnni {
     }
 
     #[inline(always)]
+    unsafe fn mul_add_pair(acc: __m512i, parts: [__m512i; 2], scales: *const i8) -> __m512i {
+        unsafe {
+            let scales = words([Self::scales(scales), Self::scales(scales.add(PANEL))]);
+            _mm512_dpwssd_epi32(acc, words(parts), scales)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add_mins(acc: __m512i, p: *const u8, sums: i32) -> __m512i {
         unsafe {
             let mins = _mm512_cvtepu8_epi16(_mm256_loadu_si256(p.cast()));
-            _mm512_add_epi32(acc, _mm512_madd_epi16(mins, _mm512_set1_epi32(sums)))
+            _mm512_dpwssd_epi32(acc, mins, _mm512_set1_epi32(sums))
         }
     }
 

@@ -158,9 +158,15 @@ fn ask_for(bytes: &[u8], parts: Range<usize>, count: usize) {
 
 /// Copies a row's part of a panel, which mostly is whole: then the compiler knows its length.
 fn copy(to: &mut [f32], from: &[f32]) {
+    /// Apart, or the compiler would make one call of both ways, for any length.
+    #[cold]
+    #[inline(never)]
+    fn copy_less(to: &mut [f32], from: &[f32]) {
+        to.copy_from_slice(from);
+    }
     match (to.first_chunk_mut::<PANEL>(), from.first_chunk::<PANEL>()) {
         (Some(to), Some(from)) => *to = *from,
-        _ => to.copy_from_slice(from),
+        _ => copy_less(to, from),
     }
 }
 
@@ -219,6 +225,7 @@ impl QuantMatrix {
         window: Window,
     ) {
         assert!(act.kind == self.activation_blocks() && act.k == self.k, "activations of another shape");
+        assert!(act.isa == isa, "activations for another instruction set");
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::Avx2 && self.k > 0 {
             if avx2_many::takes(self.layout, part.rows.len()) {

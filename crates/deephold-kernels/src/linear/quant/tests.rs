@@ -50,6 +50,26 @@ fn random_blocks(dtype: DType, elements: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// Rows of activations whose sums are of every size.
+fn activations(seed: u64, rows: usize, k: usize) -> Vec<f32> {
+    let mut x = noise(seed, rows * k);
+    for (i, row) in x.chunks_exact_mut(k).enumerate() {
+        match i {
+            1 => row.fill(-1.0), // every code -127
+            2 => row.fill(1.0),
+            // Magnitudes of 16 codes that add up to 1023, the most that counts as narrow.
+            3 | 4 => row.iter_mut().enumerate().for_each(|(j, x)| {
+                let of_16 = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 7.0 / 127.0];
+                *x = of_16.get(j % 16).unwrap_or(&0.0) * if i == 3 { 1.0 } else { -1.0 };
+            }),
+            // Narrow ones.
+            _ if i / 8 % 2 == 1 => row.iter_mut().for_each(|x| *x = x.powi(5)),
+            _ => {}
+        }
+    }
+    x
+}
+
 fn product(
     m: &QuantMatrix,
     isa: Isa,
@@ -78,14 +98,46 @@ fn bits(y: &[f32]) -> Vec<u32> {
 }
 
 #[test]
+fn activations_have_the_sums_of_their_codes() {
+    let pool = ThreadPool::new(PoolOptions { threads: 2, pin: false });
+    for isa in available() {
+        for (kind, k) in [(ActivationBlocks::Of32, 96), (ActivationBlocks::Of256, 768)] {
+            let x = activations(3, 50, k);
+            let act = QuantizedActivations::new(&pool, isa, kind, &x, 50, k);
+            let plain = QuantizedActivations::new(&pool, Isa::Scalar, kind, &x, 50, k);
+            assert_eq!((&act.q, bits(&act.d)), (&plain.q, bits(&plain.d)), "{isa} {k}");
+            let sum = |codes: &[i8]| codes.iter().map(|&q| i32::from(q)).sum::<i32>();
+            let of_32 = act.q.chunks_exact(32).map(sum);
+            assert!(act.sums32.iter().map(|&s| i32::from(s)).eq(of_32), "{isa} {k}");
+            if kind == ActivationBlocks::Of32 {
+                continue;
+            }
+            for (i, codes) in act.q.chunks_exact(16).enumerate() {
+                assert_eq!(i32::from(act.sums16[i]), sum(codes), "{isa}");
+                let [low, high] = [act.center[2 * i], act.center[2 * i + 1]];
+                if isa == Isa::Avx2 {
+                    let first: i32 = codes.chunks_exact(4).map(|four| sum(&four[..2])).sum();
+                    assert_eq!(i32::from(low), -32 * first);
+                    assert_eq!(i32::from(high), -32 * (sum(codes) - first));
+                } else {
+                    assert_eq!(i32::from(high) << 16 | i32::from(low as u16), -32 * sum(codes), "{isa}");
+                }
+            }
+            for (narrow, codes) in act.narrow.iter().zip(act.q.chunks_exact(256)) {
+                let magnitude = |codes: &[i8]| codes.iter().map(|&q| i32::from(q).abs()).sum::<i32>();
+                assert_eq!(*narrow, codes.chunks_exact(16).all(|codes| magnitude(codes) <= 1023), "{isa}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_set_shape_and_split_gives_the_same_bits() {
     let pools = [1, 2].map(|threads| ThreadPool::new(PoolOptions { threads, pin: false }));
     for dtype in FORMATS {
         for (n, k, seed) in [(1, 256, 1), (37, 768, 2), (64, 512, 3)] {
             let m = QuantMatrix::pack(&pools[1], dtype, n, k, &random_blocks(dtype, n * k, seed)).unwrap();
-            let mut x = noise(seed + 7, 50 * k);
-            x[k..2 * k].fill(-1.0); // every code -127
-            x[2 * k..3 * k].fill(1.0);
+            let x = activations(seed + 7, 50, k);
             let expected = bits(&product(&m, Isa::Scalar, &pools[0], &x, 50, 1));
             for isa in available() {
                 for rows in (1..=9).chain([12, 17, 24, 25, 48, 50]) {
@@ -119,13 +171,26 @@ fn kernels_over_lines_give_the_same_bits() {
     for dtype in FORMATS {
         let (n, k) = (16, 768);
         let m = QuantMatrix::pack(&pool, dtype, n, k, &random_blocks(dtype, n * k, 5)).unwrap();
-        let mut x = noise(11, 8 * k);
-        x[k..2 * k].fill(-1.0);
-        let act = QuantizedActivations::new(&pool, Isa::Scalar, m.activation_blocks(), &x, 8, k);
-        for rows in [&[2][..], &[1, 3], &[0, 1, 2, 3], &[7, 1, 2, 3, 4, 5, 6, 0]] {
+        let x = activations(11, 16, k);
+        let act = QuantizedActivations::new(&pool, Isa::Scalar, m.activation_blocks(), &x, 16, k);
+        let narrow = |row: usize| act.narrow.iter().skip(row * k / 256).take(k / 256).all(|narrow| *narrow);
+        if act.kind == ActivationBlocks::Of256 {
+            assert!((3..16).all(|row| narrow(row) != (5..8).contains(&row)) && !(0..3).any(narrow));
+        }
+        let lists = [
+            &[2][..],
+            &[4],
+            &[1, 3],
+            &[3, 4],
+            &[0, 1, 2, 3],
+            &[9, 3, 4, 8],
+            &[7, 1, 2, 3, 4, 5, 6, 0],
+            &[3, 4, 8, 9, 10, 11, 12, 13],
+        ];
+        for rows in lists {
             let (mut expected, mut y) = ([[0f32; PANEL]; 8], [[0f32; PANEL]; 8]);
             scalar::tile(m.layout, &m.data, &act, rows, &mut expected[..rows.len()]);
-            // SAFETY: arrays need no instruction set; one panel of the matrix, rows below 8.
+            // SAFETY: arrays need no instruction set; one panel of the matrix, rows below 16.
             unsafe {
                 wide::tile::<wide::Portable>(m.layout, &m.data, &act, rows, &mut y[..rows.len()], true)
             };
@@ -137,7 +202,7 @@ fn kernels_over_lines_give_the_same_bits() {
                     ("avx512", wide::tile::<modelled::Avx512Vnni>),
                 ] {
                     y.fill([f32::NAN; PANEL]);
-                    // SAFETY: AVX2 is there, and all else is modelled; one panel of the matrix, rows below 8.
+                    // SAFETY: AVX2 is there, and all else is modelled; one panel of the matrix, rows below 16.
                     unsafe { tile(m.layout, &m.data, &act, rows, &mut y[..rows.len()], true) };
                     let (y, expected) = (&y[..rows.len()], &expected[..rows.len()]);
                     assert_eq!(

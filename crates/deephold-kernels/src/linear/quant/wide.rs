@@ -22,6 +22,8 @@ pub(super) trait Wide {
 
     /// What [`Self::dot_signed`] adds to every code: sets without a signed product shift codes up.
     const SIGNED_OFFSET: i32;
+    /// Whether [`Self::mul_add_pair`] costs less than two of [`Self::mul_add`].
+    const PAIRS: bool = false;
 
     /// Asks for a line that will be read soon; the address may lie anywhere.
     unsafe fn ask_for(p: *const u8);
@@ -44,6 +46,15 @@ pub(super) trait Wide {
     unsafe fn scales(p: *const i8) -> Self::Ints;
     /// acc + a * b
     unsafe fn mul_add(acc: Self::Ints, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// acc + the two parts, each within 16 bits, times the scales of two groups in turn, which lie one behind the other.
+    #[inline(always)]
+    unsafe fn mul_add_pair(acc: Self::Ints, parts: [Self::Ints; 2], scales: *const i8) -> Self::Ints {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let first = Self::mul_add(acc, parts[0], Self::scales(scales));
+            Self::mul_add(first, parts[1], Self::scales(scales.add(PANEL)))
+        }
+    }
     /// acc + each lane's two mins times the two i16 of `sums`.
     unsafe fn add_mins(acc: Self::Ints, p: *const u8, sums: i32) -> Self::Ints;
     unsafe fn zeros() -> Self::Floats;
@@ -125,6 +136,133 @@ unsafe fn quad<E>(p: *const E, at: usize) -> i32 {
 // SAFETY of the unsafe blocks below: offsets within block b of the panel stay below the layout's block bytes, and those
 // of activations below the block's length, sums and scales, as the caller promises their sizes.
 
+/// A block of a panel, and what its codes meet.
+struct Block<const T: usize> {
+    p: *const u8,
+    /// Of each row, the block's activations.
+    q: [*const i8; T],
+    /// Of each row, where the sums of its groups begin, two i16 a group; only of [`SixBits`].
+    center: [*const i16; T],
+    fetch: bool,
+}
+
+/// Codes of a block in groups of columns with a scale each.
+trait Groups {
+    const COUNT: usize;
+    /// Where the scales stand in a block.
+    const SCALES: usize;
+    /// The products of a group's codes with its columns, of each row.
+    unsafe fn products<W: Wide, const T: usize>(block: &Block<T>, group: usize) -> [W::Ints; T];
+}
+
+struct FourBits;
+
+impl Groups for FourBits {
+    const COUNT: usize = 8;
+    const SCALES: usize = offset_of!(Block256Int4Min, scales);
+
+    #[inline(always)]
+    unsafe fn products<W: Wide, const T: usize>(block: &Block<T>, group: usize) -> [W::Ints; T] {
+        // SAFETY: see above.
+        unsafe {
+            let mut sum = [W::splat(0); T];
+            for l in 0..4 {
+                let line = block.p.add((group * 4 + l) * 64);
+                if block.fetch {
+                    W::ask_for(line.wrapping_add(AHEAD));
+                }
+                let codes = W::load(line);
+                let (first, second) = (W::low(codes), W::high(codes));
+                for (sum, q) in sum.iter_mut().zip(block.q) {
+                    let at = group * 32 + l * 8;
+                    *sum = W::dot(*sum, first, quad(q, at));
+                    *sum = W::dot(*sum, second, quad(q, at + 4));
+                }
+            }
+            sum
+        }
+    }
+}
+
+/// Without mins codes are stored 32 too high, for which sums begin with what that adds.
+struct SixBits<const MINS: bool>;
+
+impl<const MINS: bool> Groups for SixBits<MINS> {
+    const COUNT: usize = 16;
+    const SCALES: usize = offset_of!(Block256Int6, scales);
+
+    #[inline(always)]
+    unsafe fn products<W: Wide, const T: usize>(block: &Block<T>, group: usize) -> [W::Ints; T] {
+        // SAFETY: see above.
+        unsafe {
+            let lines = [0, 64, 128].map(|at| block.p.add(group * 192 + at));
+            if block.fetch {
+                for line in lines {
+                    W::ask_for(line.wrapping_add(AHEAD));
+                }
+            }
+            let codes = W::six_bits([W::load(lines[0]), W::load(lines[1]), W::load(lines[2])]);
+            let mut sum = [W::splat(0); T];
+            for (sum, (q, center)) in sum.iter_mut().zip(block.q.into_iter().zip(block.center)) {
+                if !MINS {
+                    *sum = W::splat(quad(center, group * 2));
+                }
+                for (i, code) in codes.into_iter().enumerate() {
+                    *sum = W::dot(*sum, code, quad(q, group * 16 + i * 4));
+                }
+            }
+            sum
+        }
+    }
+}
+
+/// A block's sum of each row: its groups' products times their scales. `NARROW` ones fit 16 bits.
+#[inline(always)]
+unsafe fn scaled<W: Wide, G: Groups, const T: usize, const NARROW: bool>(block: &Block<T>) -> [W::Ints; T] {
+    // SAFETY: see above.
+    unsafe {
+        let mut sum = [W::splat(0); T];
+        for g in (0..G::COUNT).step_by(2) {
+            let scales = block.p.add(G::SCALES + g * PANEL).cast();
+            let first = G::products::<W, T>(block, g);
+            if NARROW {
+                let second = G::products::<W, T>(block, g + 1);
+                for t in 0..T {
+                    sum[t] = W::mul_add_pair(sum[t], [first[t], second[t]], scales);
+                }
+            } else {
+                let scale = W::scales(scales);
+                for t in 0..T {
+                    sum[t] = W::mul_add(sum[t], first[t], scale);
+                }
+                let second = G::products::<W, T>(block, g + 1);
+                let scale = W::scales(scales.add(PANEL));
+                for t in 0..T {
+                    sum[t] = W::mul_add(sum[t], second[t], scale);
+                }
+            }
+        }
+        sum
+    }
+}
+
+/// [`scaled`], with products of 16 bits where all rows' are narrow and the instructions gain by it.
+#[inline(always)]
+unsafe fn sums<W: Wide, G: Groups, const T: usize>(
+    block: &Block<T>,
+    narrow: [*const bool; T],
+    b: usize,
+) -> [W::Ints; T] {
+    // SAFETY: see above.
+    unsafe {
+        if W::PAIRS && narrow.into_iter().fold(true, |all, narrow| all & *narrow.add(b)) {
+            scaled::<W, G, T, true>(block)
+        } else {
+            scaled::<W, G, T, false>(block)
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn k4<W: Wide, const T: usize>(
     panel: &[u8],
@@ -134,35 +272,16 @@ unsafe fn k4<W: Wide, const T: usize>(
 ) -> [W::Floats; T] {
     let blocks = act.k / 256;
     let q = parts::<T, _>(&act.q, act.k, rows);
-    let sums = parts::<T, _>(&act.sums32, act.k / 32, rows);
+    let totals = parts::<T, _>(&act.sums32, act.k / 32, rows);
     let dx = parts::<T, _>(&act.d, blocks, rows);
+    let narrow = parts::<T, _>(&act.narrow, blocks, rows);
     // SAFETY: see above.
     unsafe {
         let mut acc = [W::zeros(); T];
         for b in 0..blocks {
             let p = panel.as_ptr().add(b * size_of::<Block256Int4Min>());
-            let mut sum = [W::splat(0); T];
-            for g in 0..8 {
-                let mut part = [W::splat(0); T];
-                for l in 0..4 {
-                    let line = p.add((g * 4 + l) * 64);
-                    if fetch {
-                        W::ask_for(line.wrapping_add(AHEAD));
-                    }
-                    let codes = W::load(line);
-                    let (first, second) = (W::low(codes), W::high(codes));
-                    for t in 0..T {
-                        let at = b * 256 + g * 32 + l * 8;
-                        part[t] = W::dot(part[t], first, quad(q[t], at));
-                        part[t] = W::dot(part[t], second, quad(q[t], at + 4));
-                    }
-                }
-                // Scales of 6 bits: as i8 they are themselves.
-                let scale = W::scales(p.add(offset_of!(Block256Int4Min, scales) + g * PANEL).cast());
-                for t in 0..T {
-                    sum[t] = W::mul_add(sum[t], part[t], scale);
-                }
-            }
+            let block = Block { p, q: q.map(|q| q.add(b * 256)), center: [std::ptr::null(); T], fetch };
+            let sum = sums::<W, FourBits, T>(&block, narrow, b);
             let (d, dmin) = (
                 W::halves(p.add(offset_of!(Block256Int4Min, d))),
                 W::halves(p.add(offset_of!(Block256Int4Min, dmin))),
@@ -173,7 +292,7 @@ unsafe fn k4<W: Wide, const T: usize>(
                     min_sum = W::add_mins(
                         min_sum,
                         p.add(offset_of!(Block256Int4Min, mins) + pair * 2 * PANEL),
-                        quad(sums[t], b * 8 + pair * 2),
+                        quad(totals[t], b * 8 + pair * 2),
                     );
                 }
                 let dx = *dx[t].add(b);
@@ -196,43 +315,26 @@ unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
     let block_bytes = if MINS { size_of::<Block256Int6Min>() } else { size_of::<Block256Int6>() };
     let q = parts::<T, _>(&act.q, act.k, rows);
     let center = parts::<T, _>(&act.center, act.k / 8, rows);
-    let sums = parts::<T, _>(&act.sums16, act.k / 16, rows);
+    let totals = parts::<T, _>(&act.sums16, act.k / 16, rows);
     let dx = parts::<T, _>(&act.d, blocks, rows);
+    let narrow = parts::<T, _>(&act.narrow, blocks, rows);
     // SAFETY: see above.
     unsafe {
         let mut acc = [W::zeros(); T];
         for b in 0..blocks {
             let p = panel.as_ptr().add(b * block_bytes);
-            let mut sum = [W::splat(0); T];
-            for g in 0..16 {
-                let lines = [0, 64, 128].map(|at| p.add(g * 192 + at));
-                if fetch {
-                    for line in lines {
-                        W::ask_for(line.wrapping_add(AHEAD));
-                    }
-                }
-                let codes = W::six_bits([W::load(lines[0]), W::load(lines[1]), W::load(lines[2])]);
-                let scale = W::scales(p.add(offset_of!(Block256Int6, scales) + g * PANEL).cast());
-                for t in 0..T {
-                    // Without mins codes are stored 32 too high.
-                    let mut part = W::splat(if MINS { 0 } else { quad(center[t], (b * 16 + g) * 2) });
-                    for (i, code) in codes.into_iter().enumerate() {
-                        part = W::dot(part, code, quad(q[t], b * 256 + g * 16 + i * 4));
-                    }
-                    sum[t] = W::mul_add(sum[t], part, scale);
-                }
-            }
+            let (q, center) = (q.map(|q| q.add(b * 256)), center.map(|center| center.add(b * 32)));
+            let sum = sums::<W, SixBits<MINS>, T>(&Block { p, q, center, fetch }, narrow, b);
             let d = W::halves(p.add(offset_of!(Block256Int6, d)));
             for t in 0..T {
                 acc[t] = W::add_scaled(acc[t], *dx[t].add(b), d, sum[t]);
                 if MINS {
                     let mut min_sum = W::splat(0);
                     for pair in 0..8 {
-                        let sums = quad(sums[t], b * 16 + pair * 2);
                         min_sum = W::add_mins(
                             min_sum,
                             p.add(offset_of!(Block256Int6Min, mins) + pair * 2 * PANEL),
-                            sums,
+                            quad(totals[t], b * 16 + pair * 2),
                         );
                     }
                     acc[t] = W::add_scaled(
@@ -339,6 +441,7 @@ impl Wide for Portable {
     type Floats = [f32; 16];
 
     const SIGNED_OFFSET: i32 = 128;
+    const PAIRS: bool = true;
 
     unsafe fn ask_for(_: *const u8) {}
 
