@@ -273,8 +273,7 @@ unsafe fn k4<W: Wide, const T: usize>(
     let blocks = act.k / 256;
     let q = parts::<T, _>(&act.q, act.k, rows);
     let totals = parts::<T, _>(&act.sums32, act.k / 32, rows);
-    let dx = parts::<T, _>(&act.d, blocks, rows);
-    let narrow = parts::<T, _>(&act.narrow, blocks, rows);
+    let (dx, narrow) = (parts::<T, _>(&act.d, blocks, rows), parts::<T, _>(&act.narrow, blocks, rows));
     // SAFETY: see above.
     unsafe {
         let mut acc = [W::zeros(); T];
@@ -316,8 +315,7 @@ unsafe fn k6<W: Wide, const T: usize, const MINS: bool>(
     let q = parts::<T, _>(&act.q, act.k, rows);
     let center = parts::<T, _>(&act.center, act.k / 8, rows);
     let totals = parts::<T, _>(&act.sums16, act.k / 16, rows);
-    let dx = parts::<T, _>(&act.d, blocks, rows);
-    let narrow = parts::<T, _>(&act.narrow, blocks, rows);
+    let (dx, narrow) = (parts::<T, _>(&act.d, blocks, rows), parts::<T, _>(&act.narrow, blocks, rows));
     // SAFETY: see above.
     unsafe {
         let mut acc = [W::zeros(); T];
