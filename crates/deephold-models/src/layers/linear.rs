@@ -12,7 +12,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// Loads `<name>.weight` [n, k] and, where `bias`, `<name>.bias` [n].
+    /// Loads `<name>.weight` `[n, k]` and, where `bias`, `<name>.bias` `[n]`.
     pub(crate) fn load(
         l: &mut Loader<'_>,
         name: &str,

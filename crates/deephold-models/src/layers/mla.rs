@@ -1,6 +1,6 @@
 //! Multi-head latent attention (DeepSeek-V2, section 2.1), always in the absorbed form.
 //!
-//! A position's keys and values are linear in one latent c [R]: k_h = W_UK_h c and v_h = W_UV_h c. Hence
+//! A position's keys and values are linear in one latent c `[R]`: k_h = W_UK_h c and v_h = W_UV_h c. Hence
 //! q_h . k_h = (W_UK_h^T q_h) . c, and the sum over positions of p v_h is W_UV_h times the sum of p c. So the cache holds
 //! only c (after its norm) and one rope key shared by all heads: R + rope floats a position instead of Nq (nope + v + rope).
 //! Prompts take the same form as single tokens: the form must not depend on how a prompt is cut.
