@@ -159,6 +159,7 @@ struct FourBits;
 
 impl Groups for FourBits {
     const COUNT: usize = 8;
+    // Scales of 6 bits: as i8 they are themselves.
     const SCALES: usize = offset_of!(Block256Int4Min, scales);
 
     #[inline(always)]
