@@ -133,6 +133,11 @@ fn is_beside(row: &Value) -> bool {
     row["beside"].is_string()
 }
 
+/// Whether a row has divergences, not speeds.
+fn is_divergence(row: &Value) -> bool {
+    text(row, "unit") == "nats"
+}
+
 /// The machine in words, and the days on which it was measured.
 fn machine(report: &Value) -> String {
     let m = &report["machine"];
@@ -148,14 +153,18 @@ fn machine(report: &Value) -> String {
     )
 }
 
+fn model(row: &Value) -> String {
+    format!("{} {}", text(row, "shape"), text(row, "format").to_uppercase())
+}
+
 fn table(report: &Value, whole: bool) -> String {
     let mut out = format!("**{}**; tokens a second, or seconds\n\n", machine(report));
     out.push_str(match whole {
         true => "| model | | deephold | of the limit | spread | llama.cpp | build | ratio | floor | measured |\n|---|---|---:|---:|---:|---:|---|---:|---:|---|\n",
         false => "| model | | deephold | llama.cpp | ratio |\n|---|---|---:|---:|---:|\n",
     });
-    for r in rows(report).filter(|r| !is_beside(r)) {
-        let model = format!("{} {}", text(r, "shape"), text(r, "format").to_uppercase());
+    for r in rows(report).filter(|r| !is_beside(r) && !is_divergence(r)) {
+        let model = model(r);
         let (work, ours, peer) = (text(r, "work"), number(r, "ours"), number(r, "peer"));
         let (ratio, floor) = (number(r, "ratio"), number(r, "floor"));
         let held = if is_seconds(r) { ours <= floor } else { ratio >= floor };
@@ -215,12 +224,43 @@ fn table_beside(report: &Value) -> String {
     out
 }
 
+/// What quantised activations cost in both programs; nothing where it was not measured.
+fn table_divergence(report: &Value) -> String {
+    let mut lines = rows(report).filter(|r| is_divergence(r)).peekable();
+    if lines.peek().is_none() {
+        return String::new();
+    }
+    let mut out = "Mean KL divergence from the same weights in f32, of trained models on a text, in thousandths of a nat:\n\n\
+         | model | text | tokens | deephold | llama.cpp | build | ratio | at most | measured |\n|---|---|---:|---:|---:|---|---:|---:|---|\n"
+        .to_owned();
+    for r in lines {
+        let (ratio, at_most) = (number(r, "ratio"), number(r, "at_most"));
+        let kl =
+            |name: &str, error: &str| format!("{:.3} ± {:.3}", 1e3 * number(r, name), 1e3 * number(r, error));
+        let cells = [
+            model(r),
+            text(r, "text").to_owned(),
+            format!("{:.0}", number(r, "scored_tokens")),
+            kl("ours", "ours_standard_error"),
+            kl("peer", "peer_standard_error"),
+            text(r, "peer_build").to_owned(),
+            format!("{ratio:.2}"),
+            format!("{at_most:.2}{}", if ratio <= at_most { "" } else { ", missed" }),
+            text(r, "date").to_owned(),
+        ];
+        out.push_str(&format!("| {} |\n", cells.join(" | ")));
+    }
+    out.push('\n');
+    out
+}
+
 /// Tables of every machine, and the picture of the first.
 fn section(isa: &str, reports: &[Value], picture: &str) -> Result<String> {
     let mut out = format!("### {isa}\n\n");
     for (i, report) in reports.iter().enumerate() {
         out.push_str(&table(report, true));
         out.push_str(&table_beside(report));
+        out.push_str(&table_divergence(report));
         if i == 0 {
             writeln!(out, "![Roofline, {isa}]({picture})\n")?;
         }
@@ -248,7 +288,9 @@ const X: (f64, f64) = (1.0, 1e4);
 fn roofline(isa: &str, report: &Value) -> Result<String> {
     // Behind a context attention adds what the roof does not count; seconds have no place under it, nor has f32 under one of int8.
     let shown: Vec<&Value> = rows(report)
-        .filter(|r| !text(r, "work").contains("after") && !is_seconds(r) && !is_beside(r))
+        .filter(|r| {
+            !text(r, "work").contains("after") && !is_seconds(r) && !is_beside(r) && !is_divergence(r)
+        })
         .collect();
     if shown.is_empty() {
         bail!("the report for {isa} has no rows to draw");
@@ -448,6 +490,21 @@ mod tests {
             table_beside(&report).contains("| s | decode x 1 | 35.0 | 90 % | 10.0 | 95 % | 3.50 | 3.40 |")
         );
         assert!(!table(&report, true).contains("35.0"));
+        assert!(!roofline("avx2", &report).expect("a picture").contains("NaN"));
+    }
+
+    #[test]
+    fn divergences_have_a_table_of_their_own() {
+        let mut report = report();
+        assert_eq!(table_divergence(&report), "");
+        let row = json!({ "work": "divergence on t.txt", "shape": "m", "format": "q4_1", "unit": "nats", "text": "t.txt",
+            "scored_tokens": 510.0, "ours": 0.00106, "ours_standard_error": 1e-5, "peer": 0.001, "peer_standard_error": 2e-5,
+            "peer_build": "plain", "ratio": 1.06, "at_most": 1.05 });
+        report["rows"].as_array_mut().expect("rows").push(row);
+        date_rows(&mut report);
+        let line = "| m Q4_1 | t.txt | 510 | 1.060 ± 0.010 | 1.000 ± 0.020 | plain | 1.06 | 1.05, missed | 2026-11-27 |";
+        assert!(table_divergence(&report).contains(line), "{}", table_divergence(&report));
+        assert!(!table(&report, true).contains("t.txt"));
         assert!(!roofline("avx2", &report).expect("a picture").contains("NaN"));
     }
 

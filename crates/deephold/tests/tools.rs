@@ -144,6 +144,8 @@ fn perplexity_compares_models() {
         json(&["eval", "perplexity", text(&file), sample, "--reference", model, "-c", "128", "--json"]);
     let kl = coarse["reference"]["kl_mean"].as_f64().expect("number");
     assert!(kl > 0.0 && kl < 0.5, "{kl}");
+    let error = coarse["reference"]["kl_standard_error"].as_f64().expect("number");
+    assert!(error > 0.0 && error < kl, "{error} of {kl}");
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! `cargo xtask versus-llama-cpp`: Deephold and llama.cpp on the same files, in turns on the same machine.
 //!
+//! Speed by default; `--divergence` instead compares what quantised activations cost, on trained models.
+//!
 //! By hand, never in CI. `DEEPHOLD_PEER_PYTHON` names a Python with llama-cpp-python, gguf and numpy; without it they are
 //! installed below `target/versus`, which builds llama.cpp for this machine (a quarter of an hour on two cores). Models with random
 //! weights are written to `DEEPHOLD_VERSUS_DIR`, otherwise to /dev/shm where it has room, otherwise below `target/versus`.
 
+mod divergence;
 mod programs;
 mod work;
 
@@ -14,11 +17,14 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use divergence::Text;
 use programs::{Deephold, LlamaCpp};
 use work::{ModelFile, Row, WORKS, Work};
 
-const USAGE: &str = "usage: cargo xtask versus-llama-cpp [--rows NAME,..] [--runs N] [--threads N] [--noisy]\n\
-                     --rows: these works instead of the default set, into the same file; --noisy: go on above 10 % spread";
+const USAGE: &str = "usage: cargo xtask versus-llama-cpp [--rows NAME,..] [--runs N] [--threads N] [--isa avx2] [--noisy]\n\
+                     \x20      cargo xtask versus-llama-cpp --divergence MODEL.gguf,.. --text FILE [--windows N] [--threads N]\n\
+                     --rows: these works instead of the default set, into the same file; --noisy: go on above 10 % spread; --isa avx2: both programs without AVX-512\n\
+                     --divergence: mean KL from the same weights in f32, of both programs, over N windows of 512 tokens (32)";
 
 /// llama.cpp's two ways to hold weights.
 const BUILDS: [&str; 2] = ["repacked", "plain"];
@@ -28,9 +34,14 @@ const SPREAD_MAX: f64 = 0.10;
 
 struct Options {
     works: Vec<&'static Work>,
+    /// Files of trained models whose divergence is measured, in place of works.
+    divergence: Vec<PathBuf>,
+    text: Text,
     runs: usize,
     threads: usize,
     noisy: bool,
+    /// Both programs with AVX2 alone, on a machine that has more.
+    avx2: bool,
 }
 
 impl Options {
@@ -38,9 +49,12 @@ impl Options {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let mut o = Self {
             works: WORKS.iter().filter(|w| w.default).collect(),
+            divergence: Vec::new(),
+            text: Text { path: PathBuf::new(), window: 512, windows: 32 },
             runs: 5,
             threads: cores,
             noisy: false,
+            avx2: false,
         };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
@@ -56,14 +70,24 @@ impl Options {
                         })
                         .collect::<Result<_>>()?;
                 }
+                "--divergence" => {
+                    o.divergence = value()?.split(',').map(PathBuf::from).collect();
+                    o.works.clear();
+                }
+                "--text" => o.text.path = PathBuf::from(value()?),
+                "--windows" => o.text.windows = value()?.parse().context("--windows takes a number")?,
                 "--runs" => o.runs = value()?.parse().context("--runs takes a number")?,
                 "--threads" => o.threads = value()?.parse().context("--threads takes a number")?,
                 "--noisy" => o.noisy = true,
+                "--isa" if value()? == "avx2" => o.avx2 = true,
                 _ => bail!(USAGE),
             }
         }
-        if o.runs == 0 || o.threads == 0 {
-            bail!("--runs and --threads must be at least 1");
+        if o.runs == 0 || o.threads == 0 || o.text.windows == 0 {
+            bail!("--runs, --threads and --windows must be at least 1");
+        }
+        if o.divergence.is_empty() != o.text.path.as_os_str().is_empty() {
+            bail!("--divergence and --text belong together\n{USAGE}");
         }
         Ok(o)
     }
@@ -75,8 +99,8 @@ impl Options {
 /// Something is missing or fails, or the machine is too noisy.
 pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     let options = Options::parse(args)?;
-    let ours = Deephold::build(root, options.threads)?;
-    let peer = LlamaCpp::find(root, options.threads)?;
+    let ours = Deephold::build(root, options.threads, options.avx2.then_some("avx2"))?;
+    let peer = LlamaCpp::find(root, options.threads, options.avx2)?;
     let models = models_folder(root)?;
     let date = today()?;
     // Two machines of one day must not meet in one file: each row's machine and instruction set are the file's.
@@ -87,7 +111,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     for work in &options.works {
         println!("{}: {} {}", work.name, work.model.shape, work.model.format);
         let used: Vec<ModelFile> = [Some(work.model), work.beside].into_iter().flatten().collect();
-        let files = peer.models(root, &models, &used)?;
+        let files = peer.models(&models, &used)?;
         let rows = match &files[..] {
             [file, other] => measure_beside(&options, work, &ours, file, other)?,
             _ => measure(&options, work, &ours, &peer, &files[0], |rows| {
@@ -112,6 +136,12 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
                 path.display()
             );
         }
+    }
+    for file in &options.divergence {
+        let row = divergence::measure(&ours, &peer, &models, file, &options.text)?;
+        println!("{}: {}", file.display(), divergence::line(&row));
+        report.put(row);
+        report.write(root, &ours, &peer)?;
     }
     println!("written: {}; the last model stays in {}", path.display(), models.display());
     Ok(())

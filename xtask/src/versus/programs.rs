@@ -7,11 +7,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::divergence::Text;
 use super::output;
 use super::work::{ModelFile, Row, WORKS, Work};
 
 /// What is installed where no Python is named.
 const PACKAGES: [&str; 3] = ["llama-cpp-python==0.3.36", "gguf", "numpy"];
+
+/// How llama.cpp is built for AVX2 alone, on a machine that has more.
+const AVX2_ALONE: &str = "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF";
 
 /// The program of this checkout.
 pub(super) struct Deephold {
@@ -20,10 +24,13 @@ pub(super) struct Deephold {
     /// What it was built from; a long comparison may outlast the next commit.
     pub(super) commit: String,
     isa: String,
+    /// The instruction set was asked for, and is not what the program takes by itself.
+    forced: bool,
 }
 
 impl Deephold {
-    pub(super) fn build(root: &Path, threads: usize) -> Result<Self> {
+    /// Builds it; `isa` in place of the best instruction set of this machine.
+    pub(super) fn build(root: &Path, threads: usize, isa: Option<&str>) -> Result<Self> {
         let commit = output(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(root))?;
         let status = Command::new("cargo")
             .args(["build", "--release", "--locked", "--package", "deephold"])
@@ -36,8 +43,20 @@ impl Deephold {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
         let path = target.join("release/deephold");
         let doctor: Value = serde_json::from_str(&output(Command::new(&path).args(["doctor", "--json"]))?)?;
-        let isa = doctor["isa"].as_str().context("doctor names no instruction set")?.to_owned();
-        Ok(Self { path, threads, commit, isa })
+        let best = doctor["isa"].as_str().context("doctor names no instruction set")?;
+        let isa = isa.unwrap_or(best).to_owned();
+        let forced = isa != best;
+        Ok(Self { path, threads, commit, isa, forced })
+    }
+
+    /// A command of the program over a file, with the threads and the instruction set that are measured.
+    fn command(&self, names: &[&str], file: &Path) -> Command {
+        let mut command = Command::new(&self.path);
+        command.args(names).arg(file).args(["--json", "--threads", &self.threads.to_string()]);
+        if self.forced {
+            command.args(["--isa", &self.isa]);
+        }
+        command
     }
 
     pub(super) fn isa(&self) -> &str {
@@ -53,9 +72,8 @@ impl Deephold {
             });
         }
         let batches: Vec<String> = work.batches().iter().map(usize::to_string).collect();
-        let mut command = Command::new(&self.path);
-        command.arg("bench").arg(file).args(["--json", "--runs", &runs.to_string()]);
-        command.args(["--threads", &self.threads.to_string()]);
+        let mut command = self.command(&["bench"], file);
+        command.args(["--runs", &runs.to_string()]);
         command.args(["-p", &work.prompt.to_string(), "-n", &work.decode.to_string()]);
         command.args(["-d", &work.depth.to_string()]);
         if !batches.is_empty() {
@@ -83,13 +101,19 @@ impl Deephold {
         Ok(())
     }
 
+    /// What `deephold eval perplexity` says of `file` beside `reference`.
+    pub(super) fn divergence(&self, file: &Path, reference: &Path, of: &Text) -> Result<Value> {
+        let mut command = self.command(&["eval", "perplexity"], file);
+        command.arg(&of.path).arg("--reference").arg(reference);
+        command.args(["--context", &of.window.to_string(), "--windows", &of.windows.to_string()]);
+        Ok(serde_json::from_str(&output(&mut command)?)?)
+    }
+
     /// Seconds from the program's start to its end behind one token.
     fn start(&self, work: &Work, file: &Path) -> Result<f64> {
         let ids: Vec<String> = (0..work.prompt).map(|i| (i * 37 % 1000 + 5).to_string()).collect();
-        let mut command = Command::new(&self.path);
-        command.arg("generate").arg(file).args(["--prompt-ids", &ids.join(",")]);
-        command.args(["--max-tokens", &work.decode.to_string(), "--json"]);
-        command.args(["--threads", &self.threads.to_string()]);
+        let mut command = self.command(&["generate"], file);
+        command.args(["--prompt-ids", &ids.join(","), "--max-tokens", &work.decode.to_string()]);
         let begun = Instant::now();
         let report: Value = serde_json::from_str(&output(&mut command)?)?;
         let seconds = begun.elapsed().as_secs_f64();
@@ -104,21 +128,36 @@ impl Deephold {
 /// llama.cpp behind its Python bindings.
 pub(super) struct LlamaCpp {
     python: PathBuf,
-    script: PathBuf,
+    /// The folder of the scripts that Python runs.
+    scripts: PathBuf,
     threads: usize,
     version: String,
+    /// Of its build, in place of this machine's.
+    flags: Option<&'static str>,
 }
 
 impl LlamaCpp {
-    pub(super) fn find(root: &Path, threads: usize) -> Result<Self> {
+    /// Installs it where it is missing; `avx2` alone, on a machine that has more.
+    pub(super) fn find(root: &Path, threads: usize, avx2: bool) -> Result<Self> {
+        let (name, flags) = if avx2 { ("venv-avx2", Some(AVX2_ALONE)) } else { ("venv", None) };
         let python = match std::env::var_os("DEEPHOLD_PEER_PYTHON") {
             Some(python) => PathBuf::from(python),
-            None => install(&root.join("target/versus/venv"))?,
+            None => install(&root.join("target/versus").join(name), flags)?,
         };
-        let ask = "import llama_cpp, gguf, numpy; print(llama_cpp.__version__)";
-        let version = output(Command::new(&python).args(["-c", ask]))
+        let ask = "import llama_cpp, gguf, numpy; print(llama_cpp.__version__, llama_cpp.llama_print_system_info().decode())";
+        let said = output(Command::new(&python).args(["-c", ask]))
             .with_context(|| format!("{} lacks one of {}", python.display(), PACKAGES.join(", ")))?;
-        Ok(Self { python, script: root.join("xtask/peers/llama_cpp_bench.py"), threads, version })
+        let (version, features) = said.split_once(' ').unwrap_or((&said, ""));
+        if avx2 && features.contains("AVX512 = 1") {
+            bail!("the llama.cpp of {} was built for AVX-512: {features}", python.display());
+        }
+        Ok(Self { python, scripts: root.join("xtask/peers"), threads, version: version.to_owned(), flags })
+    }
+
+    fn script(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.python);
+        command.arg(self.scripts.join(name));
+        command
     }
 
     pub(super) fn json(&self) -> Value {
@@ -126,14 +165,17 @@ impl LlamaCpp {
             "name": "llama.cpp",
             "version": format!("llama-cpp-python {}", self.version),
             "builds": {
-                "repacked": "as the package builds for this machine, weights repacked where it can",
+                "repacked": match self.flags {
+                    Some(flags) => format!("built with {flags}, weights repacked where it can"),
+                    None => "as the package builds for this machine, weights repacked where it can".to_owned(),
+                },
                 "plain": "the same without repacking (use_extra_bufts = false)",
             },
         })
     }
 
     /// The models' files, written where they are missing; others are deleted first, since memory is short.
-    pub(super) fn models(&self, root: &Path, folder: &Path, models: &[ModelFile]) -> Result<Vec<PathBuf>> {
+    pub(super) fn models(&self, folder: &Path, models: &[ModelFile]) -> Result<Vec<PathBuf>> {
         // By their names: whatever else lies in the folder is somebody's.
         let known = WORKS.iter().flat_map(|w| [Some(w.model), w.beside]).flatten();
         for other in known.filter(|m| !models.contains(m)).map(|m| folder.join(m.file_name())) {
@@ -141,10 +183,10 @@ impl LlamaCpp {
                 std::fs::remove_file(&other).with_context(|| other.display().to_string())?;
             }
         }
-        models.iter().map(|model| self.model(root, folder, *model)).collect()
+        models.iter().map(|model| self.model(folder, *model)).collect()
     }
 
-    fn model(&self, root: &Path, folder: &Path, model: ModelFile) -> Result<PathBuf> {
+    fn model(&self, folder: &Path, model: ModelFile) -> Result<PathBuf> {
         let name = model.file_name();
         let path = folder.join(&name);
         if path.is_file() {
@@ -152,12 +194,25 @@ impl LlamaCpp {
         }
         println!("  writing {}", path.display());
         let unfinished = folder.join(format!("{name}.partial"));
-        let mut command = Command::new(&self.python);
-        command.arg(root.join("xtask/peers/random_gguf.py"));
+        let mut command = self.script("random_gguf.py");
         command.arg(model.shape).arg(&unfinished).args(["--format", model.format]);
         output(&mut command)?;
         std::fs::rename(&unfinished, &path)?;
         Ok(path)
+    }
+
+    /// Writes the weights of `file` as f32.
+    pub(super) fn dequantise(&self, file: &Path, out: &Path) -> Result<()> {
+        output(self.script("dequantised_gguf.py").arg(file).arg(out)).map(|_| ())
+    }
+
+    /// As [`Deephold::divergence`], of both ways to hold the weights.
+    pub(super) fn divergence(&self, file: &Path, reference: &Path, of: &Text) -> Result<Value> {
+        let mut command = self.script("llama_cpp_divergence.py");
+        command.arg(file).arg(reference).arg(&of.path);
+        command.args(["-c", &of.window.to_string(), "-w", &of.windows.to_string()]);
+        command.args(["-t", &self.threads.to_string()]);
+        report(&mut command)
     }
 
     /// As [`Deephold::measure`].
@@ -170,8 +225,8 @@ impl LlamaCpp {
         rows: &mut [Row],
     ) -> Result<()> {
         let batches: Vec<String> = work.batches().iter().map(usize::to_string).collect();
-        let mut command = Command::new(&self.python);
-        command.arg(&self.script).arg(file).args(["-r", &runs.to_string()]);
+        let mut command = self.script("llama_cpp_bench.py");
+        command.arg(file).args(["-r", &runs.to_string()]);
         command.args(["-t", &self.threads.to_string()]);
         command.args(["-p", &work.prompt.to_string(), "-n", &work.decode.to_string()]);
         command.args(["-d", &work.depth.to_string()]);
@@ -182,10 +237,7 @@ impl LlamaCpp {
         if work.is_start() {
             command.arg("--start");
         }
-        let printed = output(&mut command)?;
-        let line = printed.lines().last().unwrap_or_default();
-        let report: Value =
-            serde_json::from_str(line).with_context(|| format!("llama.cpp printed {line}"))?;
+        let report = report(&mut command)?;
         for row in rows {
             let figure = match row.batch {
                 _ if work.is_start() => &report["start_s"],
@@ -200,13 +252,24 @@ impl LlamaCpp {
     }
 }
 
-fn install(folder: &Path) -> Result<PathBuf> {
+/// The JSON of a script's last line: llama.cpp may print above it.
+fn report(command: &mut Command) -> Result<Value> {
+    let printed = output(command)?;
+    let line = printed.lines().last().unwrap_or_default();
+    serde_json::from_str(line).with_context(|| format!("llama.cpp printed {line}"))
+}
+
+fn install(folder: &Path, flags: Option<&str>) -> Result<PathBuf> {
     let python = folder.join("bin/python");
     if !python.is_file() {
         println!("installing {} into {}", PACKAGES.join(", "), folder.display());
         output(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PACKAGES);
+        if let Some(flags) = flags {
+            // A wheel that was built before, for this machine, would be taken from the cache.
+            pip.arg("--no-cache-dir").env("CMAKE_ARGS", flags);
+        }
         if let Err(error) = output(&mut pip) {
             // Half an environment would be taken for a whole one the next time.
             let _ = std::fs::remove_dir_all(folder);

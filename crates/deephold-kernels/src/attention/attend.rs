@@ -319,6 +319,37 @@ impl Attention<'_> {
         }
     }
 
+    /// Where entries lie, counted in positions or in the row's chosen ones: each of them or, in columns, each group.
+    fn places<E: Entry>(
+        &self,
+        tile: &Tile,
+        row: usize,
+        (kind, spec): (usize, &CacheSpec),
+        entries: Range<usize>,
+        places: &mut [*const u8],
+    ) {
+        let (ctx, cache) = (self.ctx, self.ctx.cache);
+        let slab = cache.slab(self.layer, kind).cast_const();
+        let at = |position| slab.wrapping_add(ctx.place(row, spec, tile.kv_head, position) * E::SIZE);
+        let mut places = places.iter_mut();
+        if let Some(selection) = self.selection {
+            let chosen = &selection.row(row)[entries];
+            places.zip(chosen).for_each(|(place, position)| *place = at(*position as usize));
+            return;
+        }
+        let each = if spec.order == EntryOrder::Columns { LANES } else { 1 };
+        let mut start = entries.start;
+        while start < entries.end {
+            // Those of one block follow each other: one division for all of them.
+            let end = (start / cache.block_size() + 1) * cache.block_size();
+            let first = at(start);
+            for (i, place) in (start..end.min(entries.end)).step_by(each).zip(&mut places) {
+                *place = first.wrapping_add((i - start) * spec.width * E::SIZE);
+            }
+            start = end;
+        }
+    }
+
     /// One span, counted in positions or in the row's chosen ones.
     fn span<E: Entry>(
         &self,
@@ -328,37 +359,18 @@ impl Attention<'_> {
         queries: &mut Queries<'_>,
         scratch: &mut Scratch,
     ) {
-        let (ctx, cache) = (self.ctx, self.ctx.cache);
-        let (key_slab, value_slab) =
-            (cache.slab(self.layer, 0).cast_const(), cache.slab(self.layer, self.value_spec).cast_const());
-        let chosen = self.selection.map(|s| s.row(row));
-        let position = |i: usize| chosen.map_or(i, |chosen| chosen[i] as usize);
-        let at = |slab: *const u8, spec: &CacheSpec, position: usize| {
-            slab.wrapping_add(ctx.place(row, spec, tile.kv_head, position) * E::SIZE)
-        };
-        let mut keys = [std::ptr::null(); SPAN];
+        // The span's keys, and those of sixteen positions behind it.
+        let known = span.start..(span.end + LANES).min(self.seen(row));
+        let mut keys = [std::ptr::null(); SPAN + LANES];
         let mut values = [std::ptr::null(); SPAN];
-        let mut keys_used = 0;
-        match self.keys.order {
-            EntryOrder::Columns => {
-                for start in span.clone().step_by(LANES) {
-                    keys[keys_used] = at(key_slab, self.keys, start);
-                    keys_used += 1;
-                }
-            }
-            EntryOrder::Rows => {
-                for i in span.clone() {
-                    keys[keys_used] = at(key_slab, self.keys, position(i));
-                    keys_used += 1;
-                }
-            }
-        }
-        let count = span.len();
-        let next = (chosen.is_none() && span.end < self.seen(row)).then(|| at(key_slab, self.keys, span.end));
-        for (value, i) in values.iter_mut().zip(span) {
-            *value = at(value_slab, self.values, position(i));
-        }
-        let keys = &keys[..keys_used];
+        let (count, groups) = (span.len(), |n: usize| match self.keys.order {
+            EntryOrder::Columns => n.div_ceil(LANES),
+            EntryOrder::Rows => n,
+        });
+        let (keys_used, known_used) = (groups(count), groups(known.len()));
+        self.places::<E>(tile, row, (0, self.keys), known, &mut keys);
+        self.places::<E>(tile, row, (self.value_spec, self.values), span, &mut values);
+        let (keys, next) = keys[..known_used].split_at(keys_used);
         let span = Span {
             keys: if self.keys.order == EntryOrder::Columns { Keys::Columns(keys) } else { Keys::Rows(keys) },
             values: &values[..count],
@@ -370,7 +382,7 @@ impl Attention<'_> {
         // SAFETY: places are inside the slabs (`AttentionContext::new` checked the block tables; blocks are whole groups of
         // sixteen where keys lie in columns), queries and outputs have their widths, the slabs are held by this context, and
         // `isa` is available.
-        unsafe { step::<E>(ctx.ops.isa(), &span, queries, scratch) };
+        unsafe { step::<E>(self.ctx.ops.isa(), &span, queries, scratch) };
     }
 }
 

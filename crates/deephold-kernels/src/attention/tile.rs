@@ -69,8 +69,8 @@ pub(super) struct Span<'a> {
     pub(super) keys: Keys<'a>,
     /// The value of each position.
     pub(super) values: &'a [*const u8],
-    /// The keys that follow the span, where they are known: a hint.
-    pub(super) next: Option<*const u8>,
+    /// The group, or up to sixteen rows, that follow the keys, where they are known: a hint.
+    pub(super) next: &'a [*const u8],
     pub(super) key_width: usize,
     pub(super) value_width: usize,
     pub(super) scale: f32,
@@ -156,19 +156,64 @@ macro_rules! in_parts {
     }};
 }
 
+/// What is asked for while scores are computed.
+trait Ahead: Copy {
+    /// At column `d`.
+    ///
+    /// # Safety
+    /// See [`Simd`].
+    unsafe fn ask<S: Simd>(self, d: usize);
+}
+
+impl Ahead for () {
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(self, _: usize) {}
+}
+
+/// What lies at `N` places, `stride` bytes for each column.
+#[derive(Clone, Copy)]
+struct Along<const N: usize> {
+    at: [*const u8; N],
+    stride: usize,
+}
+
+impl<const N: usize> Ahead for Along<N> {
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(self, d: usize) {
+        for at in self.at {
+            // SAFETY: the caller's; asking for memory that is not there does nothing.
+            unsafe { S::ask_for(at.wrapping_add(d * self.stride)) };
+        }
+    }
+}
+
+/// Sixteen rows of as many elements of `size` bytes as there are columns: a piece of one row at each column.
+#[derive(Clone, Copy)]
+struct Across<'a> {
+    rows: &'a [*const u8; LANES],
+    size: usize,
+}
+
+impl Ahead for Across<'_> {
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(self, d: usize) {
+        let at = self.rows[d % LANES].wrapping_add(d / LANES * LANES * self.size);
+        // SAFETY: as above.
+        unsafe { S::ask_for(at) };
+    }
+}
+
 /// Scores of `T` queries with `P` groups of sixteen positions: `out[t][16 * p ..]`, rows [`SPAN`] apart.
-///
-/// While the keys are worked on, what lies at `ahead` is asked for, `stride` bytes for each column.
 ///
 /// # Safety
 /// See [`Simd`]; each group is [width][16], each query has `width` elements, `out` reaches the last row.
 #[inline(always)]
-unsafe fn scores<S: Simd, E: Entry, const T: usize, const P: usize, const N: usize>(
+unsafe fn scores<S: Simd, E: Entry, A: Ahead, const T: usize, const P: usize>(
     groups: &[*const u8],
     q: &[*const f32],
     (width, scale): (usize, f32),
     out: *mut f32,
-    (ahead, stride): ([*const u8; N], usize),
+    ahead: A,
 ) {
     // SAFETY: the caller's.
     unsafe {
@@ -176,9 +221,7 @@ unsafe fn scores<S: Simd, E: Entry, const T: usize, const P: usize, const N: usi
         let q: [*const f32; T] = std::array::from_fn(|t| q[t]);
         let mut acc = [[S::splat(0.0); P]; T];
         for d in 0..width {
-            for at in ahead {
-                S::ask_for(at.wrapping_add(d * stride));
-            }
+            ahead.ask::<S>(d);
             let keys: [S::V; P] = std::array::from_fn(|p| E::load::<S>(groups[p], d * LANES, LANES));
             for t in 0..T {
                 let x = S::splat(*q[t].add(d));
@@ -216,22 +259,22 @@ unsafe fn all_scores<S: Simd, E: Entry, const T: usize, const FETCH: bool>(
             (1..=3, 2..) => 2,
             _ => 1,
         };
-        let next = rest.get(taken).copied().or(span.next).unwrap_or(rest[0]);
+        let next = rest.get(taken).copied().or(span.next.first().copied()).unwrap_or(rest[0]);
         let stride = taken * LANES * E::SIZE;
         // SAFETY: the caller's.
         unsafe {
             if FETCH {
-                let ahead = ([next, span.values[p * LANES]], stride);
+                let ahead = Along { at: [next, span.values[p * LANES]], stride };
                 match taken {
-                    4 => scores::<S, E, T, 4, 2>(rest, q, shape, to, ahead),
-                    2 => scores::<S, E, T, 2, 2>(rest, q, shape, to, ahead),
-                    _ => scores::<S, E, T, 1, 2>(rest, q, shape, to, ahead),
+                    4 => scores::<S, E, _, T, 4>(rest, q, shape, to, ahead),
+                    2 => scores::<S, E, _, T, 2>(rest, q, shape, to, ahead),
+                    _ => scores::<S, E, _, T, 1>(rest, q, shape, to, ahead),
                 }
             } else {
                 match taken {
-                    4 => scores::<S, E, T, 4, 0>(rest, q, shape, to, ([], 0)),
-                    2 => scores::<S, E, T, 2, 0>(rest, q, shape, to, ([], 0)),
-                    _ => scores::<S, E, T, 1, 0>(rest, q, shape, to, ([], 0)),
+                    4 => scores::<S, E, _, T, 4>(rest, q, shape, to, ()),
+                    2 => scores::<S, E, _, T, 2>(rest, q, shape, to, ()),
+                    _ => scores::<S, E, _, T, 1>(rest, q, shape, to, ()),
                 }
             }
         }
@@ -396,10 +439,18 @@ unsafe fn step_body<S: Simd, E: Entry>(span: &Span<'_>, queries: &mut Queries<'_
                 for (g, rows) in keys.chunks(LANES).enumerate() {
                     turn::<S, E>(rows, width, columns);
                     let group = [columns.cast_const().cast::<u8>()];
+                    // Turning reads sixteen rows side by side, which no processor foresees.
+                    let next =
+                        keys.get((g + 1) * LANES..).filter(|rows| !rows.is_empty()).unwrap_or(span.next);
+                    let next = std::array::from_fn(|p| next.get(p).copied().unwrap_or(rows[0]));
+                    let ahead = Across { rows: &next, size: E::SIZE };
                     in_parts!(count, |at, T| {
                         let out = weights.add(at * SPAN + g * LANES);
                         let (q, shape) = (&queries.q[at..], (width, span.scale));
-                        scores::<S, AsF32, T, 1, 0>(&group, q, shape, out, ([], 0));
+                        match at {
+                            0 => scores::<S, AsF32, _, T, 1>(&group, q, shape, out, ahead),
+                            _ => scores::<S, AsF32, _, T, 1>(&group, q, shape, out, ()),
+                        }
                     });
                 }
             }
@@ -461,7 +512,7 @@ unsafe fn index_scores_body<S: Simd, E: Entry>(
         let mut sum = S::splat(0.0);
         in_parts!(q.len(), |at, T| {
             let mut dots = [0f32; TOGETHER * SPAN];
-            scores::<S, E, T, 1, 0>(&[group], &q[at..], (width, 1.0), dots.as_mut_ptr(), ([], 0));
+            scores::<S, E, _, T, 1>(&[group], &q[at..], (width, 1.0), dots.as_mut_ptr(), ());
             for t in 0..T {
                 let positive = S::max(S::load(dots[t * SPAN..].as_ptr()), S::splat(0.0));
                 sum = S::fma(S::splat(w[at + t]), positive, sum);

@@ -61,7 +61,7 @@ impl Ops {
                     let span = Span {
                         keys: Keys::Rows(&keys),
                         values: &values,
-                        next: None,
+                        next: &[],
                         key_width: width,
                         value_width: width,
                         scale,

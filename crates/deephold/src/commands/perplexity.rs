@@ -129,6 +129,7 @@ fn report(args: &PerplexityArgs, windows: usize, window: usize, s: &Sums, compar
     let quantile =
         |q: f64| sorted.get(((sorted.len().max(1) - 1) as f64 * q) as usize).copied().unwrap_or(0.0);
     let kl = s.divergences.iter().sum::<f64>() / n;
+    let kl_error = (s.divergences.iter().map(|d| (d - kl).powi(2)).sum::<f64>() / n / n).sqrt();
     let agreement = s.agreements as f64 / n;
     let reference = (s.reference_nll / n).exp();
     if args.json {
@@ -138,8 +139,8 @@ fn report(args: &PerplexityArgs, windows: usize, window: usize, s: &Sums, compar
         });
         if compared {
             out["reference"] = json!({
-                "perplexity": reference, "kl_mean": kl, "kl_median": quantile(0.5), "kl_p99": quantile(0.99),
-                "kl_max": quantile(1.0), "same_best_token": agreement,
+                "perplexity": reference, "kl_mean": kl, "kl_standard_error": kl_error, "kl_median": quantile(0.5),
+                "kl_p99": quantile(0.99), "kl_max": quantile(1.0), "same_best_token": agreement,
             });
         }
         return print_json(&out);
@@ -152,7 +153,11 @@ fn report(args: &PerplexityArgs, windows: usize, window: usize, s: &Sums, compar
         rows.push(("reference", format!("perplexity {reference:.4}")));
         rows.push((
             "divergence",
-            format!("mean {kl:.6} nats, median {:.6}, 99% below {:.6}", quantile(0.5), quantile(0.99)),
+            format!(
+                "mean {kl:.6} +/- {kl_error:.6} nats, median {:.6}, 99% below {:.6}",
+                quantile(0.5),
+                quantile(0.99)
+            ),
         ));
         rows.push(("same best token", format!("{:.2}%", 100.0 * agreement)));
     }
